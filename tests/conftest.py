@@ -1,0 +1,90 @@
+"""Shared by the tests: a folder of frames made by hand, a simulated set, and scripts run as a user runs them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 True True -1 -1"
+TINY = ["--backbone", "resnet18", "--init", "none", "--min-size", "64", "--rois", "16", "--proposals", "50",
+        "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+
+
+def label_line(kind="Pedestrian", box=(100, 100, 200, 400)):
+    """One 27-column line; the box is in 1280x720 label space."""
+    return f"{kind} 0.00 0 -1 {' '.join(str(value) for value in box)} {TAIL}\n"
+
+
+def write_frame(root, name, size=(160, 96), labels=""):
+    """A frame of the prepared layout whose four pictures differ from each other and from pixel to pixel."""
+    width, height = size
+    ramp = np.add.outer(np.arange(height), np.arange(width)) % 200
+    for index, folder in enumerate(("images", "gated0", "gated1", "gated2")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        picture = (ramp + 10 * index).astype(np.uint8)
+        if folder == "images":
+            picture = np.stack([picture, picture + 1, picture + 2], axis=-1)
+        Image.fromarray(picture).save(root / folder / f"{name}.png")
+    (root / "gated_labels").mkdir(exist_ok=True)
+    (root / "gated_labels" / f"{name}.txt").write_text(labels)
+
+
+def run_script(script, *arguments, expect=0):
+    """Run a script of the repository and return the finished process; its exit code must be `expect`."""
+    done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True,
+                          env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, timeout=300)
+    assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def the_error(done):
+    """The one line a script ended with; progress bars and tracebacks would be more lines."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert "error: " in lines[0]
+    return lines[0]
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Two hand-made frames, one with a person and one with nobody, in list `train_night` and `val_night`."""
+    write_frame(tmp_path, "a", labels=label_line())
+    write_frame(tmp_path, "b")
+    for name in ("train_night", "val_night"):
+        (tmp_path / f"{name}.txt").write_text("a\nb\n")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory) -> Path:
+    """A simulated set of a few small frames, made by the real script."""
+    root = tmp_path_factory.mktemp("synthetic") / "data"
+    run_script("make_synthetic.py", "--out", root, "--frames", 6, 4, 4, "--size", "160x96", "--workers", 2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(synthetic, tmp_path_factory) -> Path:
+    """A folder with weights/ and runs/ of all four scripts, each trained for three steps: the teacher first."""
+    home = tmp_path_factory.mktemp("trained")
+    for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv"):
+        teacher = ["--teacher", home / "weights/teacher.pth"] if name.startswith("cmkd") else []
+        done = run_script(f"train_{name}.py", "--data", synthetic, "--out", home / "weights", "--run-dir",
+                          home / "runs" / name, "--max-iterations", 3, "--amp" if name == "baseline" else "--no-amp",
+                          *TINY, *teacher)
+        (home / f"{name}.out").write_text(done.stdout)
+    return home
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    """Copy a folder into the test's own, where it may be damaged."""
+    def copy(folder):
+        return Path(shutil.copytree(folder, tmp_path / "copy"))
+    return copy
