@@ -1,0 +1,283 @@
+"""The prepared layout on disk -> samples.
+
+    root/<list>.txt                          one frame name per line
+    root/images/<name>.png                   RGB in the gated camera's view
+    root/gated0|gated1|gated2/<name>.png     the three gated slices
+    root/gated_labels/<name>.txt             KITTI-like lines, boxes in the gated camera's 1280x720 frame
+
+Every file may also be a .jpg, of any size that is the same for the four images of a frame.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from utils import UserError
+
+LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
+SLICES = ("gated0", "gated1", "gated2")
+FOLDERS = {"rgb": ("images",), "rgb+gated": ("images", *SLICES)}
+MODALITY = {3: "rgb", 6: "rgb+gated"}
+LABEL_COLUMNS = (15, 16, 27)  # KITTI, KITTI with a score, Seeing Through Fog
+
+OFFICIAL_CLASSES = frozenset({
+    "PassengerCar", "LargeVehicle", "RidableVehicle", "Vehicle", "Pedestrian", "PassengerCar_is_group",
+    "LargeVehicle_is_group", "RidableVehicle_is_group", "Vehicle_is_group", "Pedestrian_is_group", "Obstacle",
+    "DontCare", "train", "person",
+})
+CLASS_SETS = {"vru": "Pedestrian,Pedestrian_is_group,RidableVehicle,RidableVehicle_is_group"}
+DEFAULT_CLASSES = ("Pedestrian,Pedestrian_is_group",)
+
+
+class SeeingThroughFog(Dataset):
+    """Frames of one list of a prepared folder, with their boxes.
+
+    A sample is `(image, target)`: `image` is uint8 `[3 or 6, H, W]`, 0..255, channels R, G, B (, gated0, gated1,
+    gated2). `target` has `boxes` float32 `[N, 4]` (x0, y0, x1, y1 in pixels of the stored image), `labels` int64 `[N]`
+    from 1, `area` float32 `[N]` in square pixels, `iscrowd` int64 `[N]`, `image_id` int64 (the position in the list)
+    and `name`. N may be 0.
+
+    `classes`: each entry is one label of the detector and names the label classes it is made of, with commas.
+    All labels are read here, so a bad one stops before training starts. Raises `UserError`.
+    """
+
+    def __init__(self, root: str | Path, list_name: str, modality: str = "rgb+gated",
+                 classes: list[str] | tuple[str, ...] = DEFAULT_CLASSES, flip: bool = False) -> None:
+        self.root = Path(root)
+        self.list_file = self.root / f"{list_name}.txt"
+        self.folders = FOLDERS[modality]
+        self.classes = [CLASS_SETS.get(group, group).split(",") for group in classes]
+        self.flip = flip
+        self.flip_seed = 0
+        self.label_of = {name: label for label, group in enumerate(self.classes, start=1) for name in group}
+        self.names = read_list(self.list_file)
+        self.files = [[self._find(folder, index) for folder in self.folders] for index in range(len(self))]
+        self.objects = [self._read_objects(index) for index in range(len(self))]
+        self._refuse_unknown_classes()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_classes(self) -> int:
+        """Labels of the detector, background (0) included."""
+        return len(self.classes) + 1
+
+    def set_epoch(self, seed: int) -> None:
+        """Choose the frames that are flipped in this epoch: a function of the seed, whatever loads the frames."""
+        self.flip_seed = seed
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        rgb_file, *slice_files = self.files[index]
+        image = read_rgb(rgb_file)
+        height, width = image.shape[-2:]
+        slices = [read_slice(file) for file in slice_files]
+        for file, one in zip(slice_files, slices, strict=True):
+            if one.shape[-2:] != (height, width):
+                raise UserError(f"{file} is {one.shape[-1]}x{one.shape[-2]} but {rgb_file} is {width}x{height}: the "
+                                "images of a frame must have one size and one view; prepare this frame again")
+        image = torch.cat([image, *slices])
+        boxes, labels = self._scaled_objects(index, width, height)
+        if self.flip and np.random.default_rng([self.flip_seed, index]).random() < 0.5:
+            image, boxes = flip_horizontally(image, boxes)
+        return image, {
+            "boxes": boxes,
+            "labels": labels,
+            "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+            "iscrowd": torch.zeros_like(labels),
+            "image_id": torch.tensor(index),
+            "name": self.names[index],
+        }
+
+    def ground_truth(self) -> dict[str, list]:
+        """All frames and boxes as a COCO dictionary (boxes x, y, width, height), from labels and image headers."""
+        images, annotations = [], []
+        for index, name in enumerate(self.names):
+            width, height = image_size(self.files[index][0])
+            images.append({"id": index, "file_name": name, "width": width, "height": height})
+            boxes, labels = self._scaled_objects(index, width, height)
+            for (x0, y0, x1, y1), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+                annotations.append({"id": len(annotations) + 1, "image_id": index, "category_id": label,
+                                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0})
+        categories = [{"id": label, "name": "+".join(group)} for label, group in enumerate(self.classes, start=1)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _find(self, folder: str, index: int) -> Path:
+        for suffix in (".png", ".jpg"):
+            file = self.root / folder / f"{self.names[index]}{suffix}"
+            if file.is_file():
+                return file
+        raise UserError(f"{self._line(index)}: {self.root / folder / self.names[index]}.png (or .jpg) is missing: add "
+                        "it, or take the frame off the list")
+
+    def _line(self, index: int) -> str:
+        lines = self.list_file.read_text(encoding="utf-8-sig").splitlines()
+        return f"{self.list_file}:{1 + [frame_name(line) for line in lines].index(self.names[index])}"
+
+    def _read_objects(self, index: int) -> list[tuple[int, tuple[float, ...]]]:
+        """(label, box in 1280x720) of the classes that are trained."""
+        file = self.root / "gated_labels" / f"{self.names[index]}.txt"
+        if not file.is_file():
+            raise UserError(f"{self._line(index)}: {file} is missing: add it (an empty file says that nothing is "
+                            "there), or take the frame off the list")
+        return [(self.label_of[name], box) for name, box in read_labels(file) if name in self.label_of]
+
+    def _scaled_objects(self, index: int, width: int, height: int) -> tuple[Tensor, Tensor]:
+        """Boxes `[N, 4]` in pixels of a width x height image, clipped to it, without empty ones; labels `[N]`."""
+        boxes = torch.tensor([box for _, box in self.objects[index]], dtype=torch.float64).reshape(-1, 4)
+        labels = torch.tensor([label for label, _ in self.objects[index]], dtype=torch.int64)
+        limits = torch.tensor([width, height, width, height], dtype=torch.float64)
+        boxes = boxes * limits / torch.tensor([LABEL_WIDTH, LABEL_HEIGHT, LABEL_WIDTH, LABEL_HEIGHT])
+        boxes = boxes.clamp(min=0).minimum(limits).float()
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        return boxes[has_area], labels[has_area]
+
+    def _refuse_unknown_classes(self) -> None:
+        """A class that is neither official nor in any label file of the folder is most likely a typing error."""
+        own = set(self.label_of) - OFFICIAL_CLASSES
+        if not own:
+            return
+        present: set[str] = set()
+        for file in sorted((self.root / "gated_labels").glob("*.txt")):
+            present.update(name for name, _ in read_labels(file))
+        if unknown := sorted(own - present):
+            raise UserError(f"--classes: no label in {self.root / 'gated_labels'} is {unknown[0]!r}; they have: "
+                            f"{', '.join(sorted(present)) or 'nothing'}")
+
+
+def frame_name(line: str) -> str:
+    """The name in one line of a list; the official split files write `recording,frame` for `recording_frame`."""
+    return line.strip().replace(",", "_")
+
+
+def read_list(file: Path) -> list[str]:
+    """Frame names of a list file, in order. Raises `UserError` where it is missing, empty, or names a frame twice."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: name another list, or make this one (a frame name per line)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as a list of frame names: {error}") from None
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        name = frame_name(line)
+        if not name:
+            continue
+        if "/" in name or "\\" in name or "\0" in name:
+            raise UserError(f"{file}:{number}: {name!r} is not a frame name: write the name alone, without a folder")
+        if name in first_line:
+            raise UserError(f"{file}:{number}: {name} stands in line {first_line[name]} already: remove one of them")
+        first_line[name] = number
+    if not first_line:
+        raise UserError(f"{file} is empty: write one frame name per line")
+    return list(first_line)
+
+
+def read_labels(file: Path) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """(class, box in 1280x720 label space) per line; lines of two-word `traffic ...` classes are left out.
+
+    Columns as in Seeing Through Fog's gated_labels (27) or KITTI (15, 16): class in column 0, box in columns 4-7.
+    Boxes without width or height are left out. Raises `UserError` with the line number.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as labels: {error}") from None
+    objects = []
+    for number, line in enumerate(lines, start=1):
+        columns = line.split()
+        if not columns or columns[0] == "traffic":
+            continue
+        if len(columns) not in LABEL_COLUMNS:
+            raise UserError(f"{file}:{number}: {len(columns)} columns, expected 27 (KITTI: 15 or 16): mend the line")
+        try:
+            x0, y0, x1, y1 = (float(column) for column in columns[4:8])
+        except ValueError:
+            raise UserError(f"{file}:{number}: columns 5-8 must be the box x0 y0 x1 y1 in numbers, not "
+                            f"'{' '.join(columns[4:8])}'") from None
+        if not all(math.isfinite(value) for value in (x0, y0, x1, y1)) or x1 < x0 or y1 < y0:
+            raise UserError(f"{file}:{number}: box {x0:g} {y0:g} {x1:g} {y1:g} is not x0 <= x1, y0 <= y1 in finite "
+                            "numbers: mend or remove the line")
+        if x1 > x0 and y1 > y0:
+            objects.append((columns[0], (x0, y0, x1, y1)))
+    return objects
+
+
+def read_rgb(file: Path) -> Tensor:
+    """An 8-bit picture as uint8 `[3, H, W]`."""
+    with readable(file) as image:
+        if image.mode.startswith("I"):
+            raise UserError(f"{file} has 16 bits per channel: RGB must have 8")
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def read_slice(file: Path) -> Tensor:
+    """A gated slice as uint8 `[1, H, W]`: 1 or 3 channels, 8 bits, or 10-bit values (0..1023) in 16 bits."""
+    with readable(file) as image:
+        rawmode = str(image.tile[0][3])
+        if image.mode.startswith("I"):
+            grey = np.array(image).astype(np.int32)
+        elif rawmode.startswith("RGB") and rawmode.endswith(";16B"):
+            grey = read_16_bit_colour(image)
+        else:
+            return torch.from_numpy(np.array(image.convert("L")))[None]
+    if grey.max() > 1023:
+        raise UserError(f"{file} has 16 bits and values up to {grey.max()}: expected 10-bit data (0..1023)")
+    return torch.from_numpy((grey >> 2).astype(np.uint8))[None]
+
+
+def read_16_bit_colour(image: Image.Image) -> np.ndarray:
+    """The mean of the channels, int32 `[H, W]`, of a 16-bit colour PNG.
+
+    Pillow keeps one byte of each 16-bit colour value: the first as the file says (big-endian), the second when told the
+    opposite byte order. The file is decoded once for each.
+    """
+    with Image.open(image.filename) as again:
+        codec, extents, offset, rawmode = again.tile[0]
+        again.tile = [(codec, extents, offset, rawmode.replace(";16B", ";16L"))]
+        low = np.array(again.convert("RGB")).astype(np.int32)
+    high = np.array(image.convert("RGB")).astype(np.int32)
+    return (256 * high + low).sum(axis=2) // 3
+
+
+@contextlib.contextmanager
+def readable(file: Path) -> Iterator[Image.Image]:
+    """`Image.open`, with the file and what to do in the error, whether it comes from the header or the pixels."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} cannot be read ({reason}): restore it, or take the frame off the list") from None
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """(width, height) from the header, without decoding."""
+    with readable(file) as image:
+        return image.size
+
+
+def flip_horizontally(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror an image `[C, H, W]` and its boxes `[N, 4]` in pixels."""
+    width = image.shape[-1]
+    return image.flip(-1), torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+
+
+def collate(samples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
+    """Samples -> (images, targets); images stay a list, as torchvision's detectors take frames of any size."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffle: bool = False) -> DataLoader:
+    """A loader of (images, targets); with `shuffle`, `loader.generator` decides the order."""
+    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, collate_fn=collate,
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())

@@ -1,0 +1,308 @@
+"""Faster R-CNN ResNet-FPN for 3 or 6 channels, its pyramid features, every checkpoint it can load, and the
+adversary of CMKD-Adv: gradient reversal and one domain discriminator per pyramid level."""
+
+import json
+import re
+import urllib.error
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.hub import get_dir
+from torchvision.models import get_model_weights, resnet
+from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+LEVELS = ("0", "1", "2", "3")  # torchvision's names of P2..P5
+FEATURE_CHANNELS = 256
+BACKBONES = tuple(name for name in resnet.__all__ if name.islower())  # resnet18, resnet34, resnet50, ...
+STEM = "backbone.body.conv1.weight"
+
+# ImageNet's mean and standard deviation for RGB, and one pair for every gated channel (published recipe).
+RGB_MEAN, RGB_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+GATED_MEAN, GATED_STD = 0.406, 0.225
+NORMS = {"frozen": partial(FrozenBatchNorm2d, eps=0.0), "batch": nn.BatchNorm2d}
+
+
+class WeightsError(Exception):
+    """Weights that are missing or do not fit. Its text is one line that says what to do."""
+
+
+class Detector(FasterRCNN):
+    """torchvision's Faster R-CNN on a ResNet-FPN with any number of input channels, which also gives its features.
+
+    Images are a list of `[channels, H, W]`, float 0..1 or uint8 0..255; boxes are in their pixels.
+    Training: `detector(images, targets)` -> (losses, features). Evaluation: `detector(images)` -> detections.
+    `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`.
+
+    Frames are resized to `min_size` px on the shorter side, `max_size` at most on the longer. `rois` regions of each
+    frame train the box head; in evaluation it is given `proposals`.
+    """
+
+    def __init__(self, channels: int, num_classes: int, backbone: str = "resnet50", norm: str = "frozen",
+                 min_size: int = 500, max_size: int = 1333, rois: int = 512, proposals: int = 1000) -> None:
+        extractor = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=NORMS[norm],
+                                        trainable_layers=5)
+        extractor.body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        gated = channels - 3
+        super().__init__(extractor, num_classes, min_size=min_size, max_size=max_size,
+                         image_mean=RGB_MEAN + gated * [GATED_MEAN], image_std=RGB_STD + gated * [GATED_STD],
+                         box_batch_size_per_image=rois, rpn_post_nms_top_n_test=proposals)
+        self.settings = {"channels": channels, "num_classes": num_classes, "backbone": backbone, "norm": norm,
+                         "min_size": min_size, "max_size": max_size, "proposals": proposals}
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+                ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | list[dict[str, Tensor]]:
+        images = unit_range(images)
+        if not self.training:
+            return super().forward(images)
+        batch, targets = self.transform(images, targets)
+        features = self.backbone(batch.tensors)
+        proposals, proposal_losses = self.rpn(batch, features, targets)
+        _, box_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        return {**box_losses, **proposal_losses}, {level: features[level] for level in LEVELS}
+
+    def features(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """P2..P5 by transform and backbone alone; nothing of the region proposal network or the heads is run."""
+        batch, _ = self.transform(unit_range(images))
+        features = self.backbone(batch.tensors)
+        return {level: features[level] for level in LEVELS}
+
+
+def unit_range(images: list[Tensor]) -> list[Tensor]:
+    """uint8 0..255 -> float 0..1; float images pass."""
+    return [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
+
+
+def build_detector(channels: int, num_classes: int, backbone: str = "resnet50", init: str = "coco",
+                   stem: str = "reinit", **size: int) -> Detector:
+    """A detector ready for training. `size`: `min_size`, `max_size`, `rois` and `proposals` of `Detector`.
+
+    `init`: `coco` (resnet50 only), `imagenet` (backbone only), `none`, or a checkpoint file. Pretrained networks get
+    FrozenBatchNorm with eps 0.0, as torchvision gives its COCO weights; a network from random weights gets a trainable
+    norm. `stem`: `reinit` re-initialises the first convolution whatever its shape (as published); `inflate` keeps the
+    pretrained RGB kernels and gives each gated channel their mean. What could not be kept is printed.
+    Raises `WeightsError`.
+    """
+    if backbone not in BACKBONES:
+        raise WeightsError(f"--backbone {backbone}: choose one of {', '.join(BACKBONES)}")
+    norm = "batch" if init == "none" else "frozen"
+    detector = Detector(channels, num_classes, backbone, norm, **size)
+    if init == "none":
+        return detector
+    pretrained = freeze_norms(pretrained_state(backbone, init))
+    if stem == "reinit":
+        pretrained.pop(STEM, None)
+    else:
+        pretrained[STEM] = inflate(pretrained[STEM], channels)
+    own = detector.state_dict()
+    fitting = {name: value for name, value in pretrained.items() if name in own and value.shape == own[name].shape}
+    detector.load_state_dict(fitting, strict=False)
+    print(f"--init {init}: kept {len(fitting)} of {len(own)} tensors; new: {', '.join(modules(own.keys() - fitting))}")
+    return detector
+
+
+def load_detector(file: str | Path, min_size: int | None = None, max_size: int | None = None) -> Detector:
+    """The detector a checkpoint holds: channels, classes, backbone and norm from its keys, image size and proposals
+    from the JSON beside it (else the published ones); a size that is given comes first. Raises `WeightsError`."""
+    state = read_state(file)
+    settings = read_settings(file)
+    for needed in (STEM, "roi_heads.box_predictor.cls_score.weight"):
+        if needed not in state:
+            raise WeightsError(f"{file} is not a Faster R-CNN checkpoint: it has no {needed}; its first key is "
+                               f"{next(iter(state), 'missing')}")
+    detector = Detector(
+        channels=state[STEM].shape[1],
+        num_classes=len(state["roi_heads.box_predictor.cls_score.weight"]),
+        backbone=infer_backbone(state, file),
+        norm=infer_norm(state),
+        min_size=min_size or settings.get("min_size", 500),
+        max_size=max_size or settings.get("max_size", 1333),
+        proposals=settings.get("proposals", 1000),
+    )
+    refuse_mismatch(detector.state_dict(), state, file)
+    detector.load_state_dict(state)
+    return detector
+
+
+def load_teacher(file: str | Path, min_size: int, max_size: int) -> Detector:
+    """A frozen 6-channel detector in evaluation mode, at the student's image size so that their features align.
+    Raises `WeightsError`."""
+    if not Path(file).is_file():
+        raise WeightsError(f"{file} is missing: run train_teacher.py first, or pass --teacher FILE")
+    teacher = load_detector(file, min_size, max_size)
+    if teacher.settings["channels"] != 6:
+        raise WeightsError(f"{file} takes {teacher.settings['channels']} channels, a teacher takes 6 (RGB and three "
+                           "gated slices): pass --teacher FILE")
+    trained_at = read_settings(file).get("min_size", min_size)
+    if trained_at != min_size:
+        print(f"warning: {file} was trained at --min-size {trained_at} and is used at {min_size}")
+    return teacher.eval().requires_grad_(False)
+
+
+def read_settings(file: str | Path) -> dict:
+    """The JSON beside a weights file, or an empty dictionary."""
+    beside = Path(file).with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    try:
+        return json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{beside} is not JSON ({error}): mend or remove it") from None
+
+
+def read_state(file: str | Path) -> dict[str, Tensor]:
+    """The detector's state_dict in a file, by today's torchvision names.
+
+    Takes a plain state_dict, our training checkpoint (under `model`), a `module.` prefix (distributed training), keys
+    of torchvision 0.12 (the published checkpoints), and a torchvision ResNet classifier (as the backbone). Nothing in
+    the file is run. Raises `WeightsError`.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{file} is missing: train it first, or give another file") from None
+    except Exception as error:  # a damaged file can fail in any of torch's, pickle's or zipfile's ways
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{file} cannot be read as weights ({reason[:120]})") from None
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{file} holds no state_dict: expected a dictionary of tensors, or one under 'model'")
+    return {todays_name(name): value for name, value in state.items()}
+
+
+def todays_name(name: str) -> str:
+    """A parameter's name without `module.`, with the index that torchvision 0.13 added to FPN and RPN layers, and
+    under `backbone.body` where it is a classifier's."""
+    name = name.removeprefix("module.")
+    name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name)
+    name = re.sub(r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
+    return re.sub(r"^(conv1|bn1|layer[1-4])\.", r"backbone.body.\1.", name)
+
+
+def pretrained_state(backbone: str, init: str) -> dict[str, Tensor]:
+    """The state_dict named by `--init`, by our names."""
+    if init not in ("coco", "imagenet"):
+        state = read_state(init)
+        if STEM not in state:
+            raise WeightsError(f"--init {init} holds neither a Faster R-CNN nor a ResNet: it has no {STEM}")
+        if (found := infer_backbone(state, init)) != backbone:
+            raise WeightsError(f"--init {init} holds a {found}, not a {backbone}: pass --backbone {found}")
+        return state
+    if init == "coco" and backbone != "resnet50":
+        raise WeightsError(f"torchvision has COCO weights for resnet50, not {backbone}: pass --init imagenet or none")
+    weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1 if init == "coco" else get_model_weights(backbone).IMAGENET1K_V1
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        place = Path(get_dir()) / "checkpoints" / Path(weights.url).name
+        raise WeightsError(f"--init {init}: {weights.url} could not be downloaded ({error}): put the file at {place} "
+                           "by hand, or pass --init none") from None
+    return {todays_name(name): value for name, value in state.items()}
+
+
+def freeze_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make trained BatchNorm statistics right for FrozenBatchNorm with eps 0.0 by adding BatchNorm's eps (1e-5) to the
+    variances. COCO weights carry no `num_batches_tracked`; they were trained frozen, and stay as they are."""
+    if infer_norm(state) == "frozen":
+        return dict(state)
+    epsilon = nn.BatchNorm2d(1).eps
+    return {name: value + epsilon if name.endswith("running_var") else value
+            for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def inflate(kernels: Tensor, channels: int) -> Tensor:
+    """RGB kernels `[64, 3, 7, 7]` -> `[64, channels, 7, 7]`: each gated channel gets their mean over R, G and B."""
+    if kernels.shape[1] == channels:
+        return kernels
+    rgb = kernels[:, :3]
+    return torch.cat([rgb, rgb.mean(dim=1, keepdim=True).expand(-1, channels - 3, -1, -1)], dim=1)
+
+
+def infer_norm(state: dict[str, Tensor]) -> str:
+    """A trainable norm leaves `num_batches_tracked`; a frozen one, and the published files, have none."""
+    return "batch" if any(name.endswith("num_batches_tracked") for name in state) else "frozen"
+
+
+def infer_backbone(state: dict[str, Tensor], file: str | Path) -> str:
+    """The torchvision ResNet whose parameters have the names and shapes found under `backbone.body`."""
+    prefix = "backbone.body."
+    found = {name.removeprefix(prefix): value.shape for name, value in state.items()
+             if name.startswith(prefix + "layer") and not name.endswith("num_batches_tracked")}
+    for candidate in BACKBONES:
+        with torch.device("meta"):
+            layers = resnet.__dict__[candidate](norm_layer=FrozenBatchNorm2d).state_dict()
+        if found == {name: value.shape for name, value in layers.items() if name.startswith("layer")}:
+            return candidate
+    raise WeightsError(f"{file}: its backbone is none of {', '.join(BACKBONES)}")
+
+
+def refuse_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor], file: str | Path) -> None:
+    """Raise `WeightsError` with the first names or shapes that differ."""
+    missing = [f"no {name}" for name in expected if name not in found]
+    unexpected = [f"unknown {name}" for name in found if name not in expected]
+    shapes = [f"{name} is {list(found[name].shape)}, not {list(value.shape)}" for name, value in expected.items()
+              if name in found and found[name].shape != value.shape]
+    if problems := missing + unexpected + shapes:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise WeightsError(f"{file} does not fit torchvision's Faster R-CNN: {'; '.join(problems[:3])}{more}")
+
+
+def modules(names: set[str]) -> list[str]:
+    """Parameter names -> sorted names of the modules they belong to."""
+    return sorted({name.rpartition(".")[0] for name in names}) or ["nothing"]
+
+
+class GradientReversal(torch.autograd.Function):
+    """Identity forward; backward, the gradient times -weight (Ganin & Lempitsky 2015)."""
+
+    @staticmethod
+    def forward(context: Any, features: Tensor, weight: float) -> Tensor:
+        context.weight = weight
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return -context.weight * gradient, None
+
+
+def reverse_gradient(features: Tensor, weight: float) -> Tensor:
+    """`features` unchanged; whatever loss follows pushes what made them the other way, `weight` times as hard."""
+    return GradientReversal.apply(features, weight)
+
+
+class Discriminator(nn.Sequential):
+    """Does a feature map `[B, 256, h, w]` come from the student or the teacher? -> logits `[B, 1]`, teacher positive.
+
+    The published network ends in a fully connected layer of a fixed map, so it takes one input size only. Here the
+    last 2x2 max pool is an adaptive one to that map: the same function at 500x833 input, and defined at any size.
+    """
+
+    def __init__(self, early_pool: bool, map_size: tuple[int, int]) -> None:
+        super().__init__(
+            nn.Conv2d(FEATURE_CHANNELS, 128, kernel_size=1),
+            nn.ReLU(),
+            # ceil_mode changes nothing on the even maps of the published size and keeps a 1-pixel map alive.
+            nn.MaxPool2d(2, ceil_mode=True) if early_pool else nn.Identity(),
+            nn.Conv2d(128, 1, kernel_size=1),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool2d(map_size),
+            nn.Flatten(),
+            nn.Linear(map_size[0] * map_size[1], 108),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(108, 1),
+        )
+
+
+def build_discriminators() -> nn.ModuleDict:
+    """One discriminator per level, published sizes: a 32x54 map for P2, 16x27 for P3, P4 and P5."""
+    return nn.ModuleDict({
+        "0": Discriminator(early_pool=True, map_size=(32, 54)),
+        "1": Discriminator(early_pool=True, map_size=(16, 27)),
+        "2": Discriminator(early_pool=False, map_size=(16, 27)),
+        "3": Discriminator(early_pool=False, map_size=(16, 27)),
+    })

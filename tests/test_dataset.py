@@ -1,0 +1,194 @@
+"""The prepared layout on disk -> samples: values, coordinates, classes, and what is refused."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from conftest import label_line, write_frame
+from PIL import Image
+
+from dataset import SeeingThroughFog, make_loader
+from utils import UserError
+
+
+def test_six_channels_in_order(frames):
+    image, target = SeeingThroughFog(frames, "train_night")[0]
+    assert image.dtype == torch.uint8
+    assert image.shape == (6, 96, 160)
+    assert image[:, 0, 0].tolist() == [0, 1, 2, 10, 20, 30]
+    assert target["name"] == "a"
+    assert torch.equal(SeeingThroughFog(frames, "train_night", "rgb")[0][0], image[:3])
+
+
+@pytest.mark.parametrize("size", [(1280, 768), (213, 128), (640, 480)])
+def test_label_space_is_scaled_to_the_stored_size(tmp_path, size):
+    width, height = size
+    write_frame(tmp_path, "a", size, label_line(box=(128, 72, 640, 360)))
+    (tmp_path / "one.txt").write_text("a\n")
+    dataset = SeeingThroughFog(tmp_path, "one")
+    _, target = dataset[0]
+    expected = torch.tensor([[0.1 * width, 0.1 * height, 0.5 * width, 0.5 * height]])
+    torch.testing.assert_close(target["boxes"], expected)
+    torch.testing.assert_close(target["area"], torch.tensor([0.16 * width * height]))
+    [annotation] = dataset.ground_truth()["annotations"]
+    assert annotation["bbox"] == pytest.approx([0.1 * width, 0.1 * height, 0.4 * width, 0.4 * height], rel=1e-6)
+
+
+def test_published_vertical_scale_at_768_rows(tmp_path):
+    write_frame(tmp_path, "a", (1280, 768), label_line(box=(10, 300, 20, 600)))
+    (tmp_path / "one.txt").write_text("a")
+    boxes = SeeingThroughFog(tmp_path, "one")[0][1]["boxes"]
+    torch.testing.assert_close(boxes, torch.tensor([[10.0, 300 * 768 / 720, 20.0, 600 * 768 / 720]]))
+
+
+def test_frame_without_a_box(frames):
+    _, target = SeeingThroughFog(frames, "train_night")[1]
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].shape == target["area"].shape == target["iscrowd"].shape == (0,)
+    assert target["labels"].dtype == torch.int64
+
+
+def test_degenerate_and_outlying_boxes(tmp_path):
+    lines = [label_line(box=box) for box in [(5, 5, 5, 50), (5, 5, 50, 5), (0, 0, 0, 0), (-64, -72, 128, 72),
+                                             (1300, 10, 1400, 20)]]
+    write_frame(tmp_path, "a", (1280, 720), "".join(lines) + "traffic light 0 0 -1\n")
+    (tmp_path / "one.txt").write_text("a\n")
+    boxes = SeeingThroughFog(tmp_path, "one")[0][1]["boxes"]
+    assert boxes.tolist() == [[0, 0, 128, 72]]
+
+
+@pytest.mark.parametrize(("picture", "expected"), [
+    (np.full((96, 160), 77, np.uint8), 77),
+    (np.full((96, 160, 3), 77, np.uint8), 77),
+    (np.full((96, 160, 4), 77, np.uint8), 77),
+    (np.full((96, 160), 1023, np.uint16), 255),
+    (np.full((96, 160), 402, np.uint16), 100),
+])
+def test_slices_are_grey_however_stored(frames, picture, expected):
+    Image.fromarray(picture).save(frames / "gated1" / "a.png")
+    image, _ = SeeingThroughFog(frames, "train_night")[0]
+    assert image[4].unique().tolist() == [expected]
+    assert image[3, 0, 0] == 10
+
+
+def test_16_bit_colour_slice(frames):
+    values = np.add.outer(8 * np.arange(96), np.arange(160)).clip(max=1023)
+    write_16_bit_colour_png(frames / "gated1" / "a.png", np.stack([values] * 3, axis=-1))
+    image, _ = SeeingThroughFog(frames, "train_night")[0]
+    assert torch.equal(image[4], torch.from_numpy(values >> 2).to(torch.uint8))
+
+
+def write_16_bit_colour_png(file, values):
+    """A minimal PNG (no filters), as Pillow cannot write 16-bit colour."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+                     + chunk(b"IEND", b""))
+
+
+def test_jpg_and_official_list_form(tmp_path):
+    write_frame(tmp_path, "2018-02-06_14-25-51_00400")
+    png = tmp_path / "images" / "2018-02-06_14-25-51_00400.png"
+    Image.open(png).save(png.with_suffix(".jpg"))
+    png.unlink()
+    (tmp_path / "one.txt").write_text("\ufeff2018-02-06_14-25-51,00400\r\n\r\n", encoding="utf-8")
+    dataset = SeeingThroughFog(tmp_path, "one")
+    assert dataset.names == ["2018-02-06_14-25-51_00400"]
+    assert dataset[0][0].shape == (6, 96, 160)
+
+
+def test_classes(tmp_path):
+    kinds = ("Pedestrian", "Pedestrian_is_group", "RidableVehicle", "Moose", "PassengerCar")
+    write_frame(tmp_path, "a", labels="".join(label_line(kind) for kind in kinds))
+    (tmp_path / "one.txt").write_text("a\n")
+
+    def labels(*classes):
+        return SeeingThroughFog(tmp_path, "one", classes=list(classes))[0][1]["labels"].tolist()
+
+    assert SeeingThroughFog(tmp_path, "one")[0][1]["labels"].tolist() == [1, 1]
+    assert labels("vru") == [1, 1, 1]
+    assert labels("vru", "Moose") == [1, 1, 1, 2]
+    assert labels("Moose,PassengerCar") == [1, 1]
+    assert SeeingThroughFog(tmp_path, "one", classes=["vru", "Moose"]).num_classes == 3
+    assert SeeingThroughFog(tmp_path, "one", classes=["train"])[0][1]["labels"].tolist() == []  # official, absent
+
+
+def test_flip_mirrors_all_channels_and_boxes(tmp_path):
+    for index in range(20):
+        write_frame(tmp_path, f"f{index}", (160, 96), label_line(box=(0, 0, 128, 72)))
+    (tmp_path / "one.txt").write_text("\n".join(f"f{index}" for index in range(20)))
+    plain, flipped = SeeingThroughFog(tmp_path, "one"), SeeingThroughFog(tmp_path, "one", flip=True)
+    flipped.set_epoch(1)
+    was_flipped = []
+    for index in range(20):
+        image, target = plain[index]
+        mirrored, mirrored_target = flipped[index]
+        was_flipped.append(not torch.equal(image, mirrored))
+        if was_flipped[-1]:
+            assert torch.equal(mirrored, image.flip(-1))
+            assert mirrored_target["boxes"].tolist() == [[144, 0, 160, pytest.approx(9.6)]]
+        else:
+            assert torch.equal(mirrored_target["boxes"], target["boxes"])
+    assert 3 < sum(was_flipped) < 17
+    assert all(torch.equal(flipped[index][0], flipped[index][0]) for index in range(20))
+    flipped.set_epoch(2)
+    assert was_flipped != [not torch.equal(plain[index][0], flipped[index][0]) for index in range(20)]
+
+
+def test_loader_order_is_its_generators(frames):
+    loader = make_loader(SeeingThroughFog(frames, "train_night"), batch_size=1, workers=0, shuffle=True)
+
+    def order(seed):
+        loader.generator.manual_seed(seed)
+        return [targets[0]["name"] for _, targets in loader]
+
+    assert order(1) == order(1)
+    assert len({tuple(order(seed)) for seed in range(10)}) == 2
+
+
+def replace_label(frames, text):
+    (frames / "gated_labels" / "a.txt").write_text(label_line() + text)
+
+
+BAD_INPUT = {
+    "missing list": (lambda frames: (frames / "train_night.txt").unlink(), "train_night.txt is missing"),
+    "empty list": (lambda frames: (frames / "train_night.txt").write_text("\n \n"), "train_night.txt is empty"),
+    "binary list": (lambda frames: (frames / "train_night.txt").write_bytes(b"\xff\xfe\x00a"), "cannot be read as"),
+    "frame twice": (lambda frames: (frames / "train_night.txt").write_text("a\nb\na\n"), "train_night.txt:3: a stands"),
+    "leaving the folder": (lambda frames: (frames / "train_night.txt").write_text("a\n../b\n"), "train_night.txt:2: "),
+    "missing slice": (lambda frames: (frames / "gated1" / "b.png").unlink(), "train_night.txt:2: "),
+    "missing labels": (lambda frames: (frames / "gated_labels" / "b.txt").unlink(), "gated_labels/b.txt is missing"),
+    "truncated slice": (lambda frames: (frames / "gated2" / "a.png").write_bytes(
+        (frames / "gated2" / "a.png").read_bytes()[:90]), "gated2/a.png cannot be read"),
+    "empty picture": (lambda frames: (frames / "images" / "a.png").write_bytes(b""), "images/a.png cannot be read"),
+    "other size": (lambda frames: Image.new("L", (80, 48)).save(frames / "gated0" / "a.png"),
+                   "gated0/a.png is 80x48 but "),
+    "16-bit range": (lambda frames: Image.fromarray(np.full((96, 160), 4095, np.uint16)).save(
+        frames / "gated0" / "a.png"), "gated0/a.png has 16 bits and values up to 4095"),
+    "column count": (lambda frames: replace_label(frames, "Pedestrian 0 0 -1 1 2 3\n"), "a.txt:2: 7 columns"),
+    "no number": (lambda frames: replace_label(frames, label_line(box=("x", 1, 2, 3))), "a.txt:2: columns 5-8"),
+    "NaN box": (lambda frames: replace_label(frames, label_line(box=("nan", 1, 2, 3))), "a.txt:2: box nan"),
+    "swapped corners": (lambda frames: replace_label(frames, label_line(box=(9, 1, 2, 3))), "a.txt:2: box 9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_named(frames, case):
+    damage, message = BAD_INPUT[case]
+    SeeingThroughFog(frames, "train_night")[0]
+    damage(frames)
+    with pytest.raises(UserError) as error:
+        SeeingThroughFog(frames, "train_night")[0]
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_class(frames):
+    with pytest.raises(UserError, match="'Pedestrain'.*they have: Pedestrian"):
+        SeeingThroughFog(frames, "train_night", classes=["Pedestrain"])

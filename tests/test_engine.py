@@ -1,0 +1,188 @@
+"""The loop: schedule, early stop, best weights, resume, non-finite losses, and a teacher that does not move."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import label_line, write_frame
+from torch import nn
+from torch.optim.lr_scheduler import LinearLR, StepLR
+
+from dataset import SeeingThroughFog, make_loader
+from engine import fit, learning_rate
+from models import LEVELS, build_detector, build_discriminators, load_teacher
+from train_cmkd_adv import domain_bce
+from train_cmkd_mse import feature_mse
+from utils import UserError, seed_everything
+
+
+@pytest.mark.parametrize("iterations_per_epoch", [1, 2, 7, 1200])
+def test_schedule_is_torchs_linear_warm_up_and_steps(iterations_per_epoch):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.005)
+    warm_up = min(1000, iterations_per_epoch - 1)
+    first = LinearLR(optimizer, start_factor=1 / 1000, total_iters=warm_up) if warm_up else None
+    steps = StepLR(optimizer, step_size=5, gamma=0.1)
+    for iteration in range(12 * iterations_per_epoch):
+        expected = optimizer.param_groups[0]["lr"]
+        assert learning_rate(0.005, iteration, iterations_per_epoch) == pytest.approx(expected, rel=1e-9)
+        optimizer.step()
+        if first and iteration < warm_up:
+            first.step()
+        if (iteration + 1) % iterations_per_epoch == 0:
+            steps.step()
+
+
+class Seer(nn.Module):
+    """Finds the person in the epochs it is told to; one weight counts the training steps."""
+
+    def __init__(self, sees_in):
+        super().__init__()
+        self.sees_in, self.epoch = sees_in, 0
+        self.steps = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        sees = self.epoch in self.sees_in
+        box = torch.tensor([[10.0, 10, 60, 60]])[: int(sees)]
+        return [{"boxes": box, "labels": torch.ones(len(box), dtype=torch.int64), "scores": torch.ones(len(box))}
+                for _ in images]
+
+
+@pytest.fixture
+def one_frame(tmp_path):
+    write_frame(tmp_path, "a", (1280, 720), label_line(box=(10, 10, 60, 60)))
+    (tmp_path / "train_night.txt").write_text("a")
+    return SeeingThroughFog(tmp_path, "train_night", "rgb")
+
+
+def arguments(**changes):
+    return {"epochs": 20, "patience": 1, "seed": 0, "amp": False, "resume": False, "max_iterations": None, "lr": 1.0,
+            **changes}
+
+
+def run_fit(one_frame, tmp_path, model, loss=None, **changes):
+    def compute_losses(batch):
+        model.epoch += 1
+        return {"loss": -model.steps.sum() if loss is None else loss(model)}
+
+    fit(model, compute_losses, torch.optim.SGD(model.parameters(), lr=1.0), make_loader(one_frame, 1, 0, shuffle=True),
+        make_loader(one_frame, 1, 0), weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run",
+        settings={"channels": 3}, arguments=arguments(**changes))
+    return [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+
+
+def test_early_stop_and_best_weights(one_frame, tmp_path):
+    log = run_fit(one_frame, tmp_path, Seer({3, 5}))
+    assert log[0]["arguments"]["patience"] == 1
+    assert {"torch", "torchvision", "git"} <= log[0]["versions"].keys()
+    assert [record["epoch"] for record in log[1:]] == [1, 2, 3, 4, 5]  # more than 1 epoch without a better AP
+    assert [round(record["val"]["AP"], 6) for record in log[1:]] == [0, 0, 1, 0, 1]
+    assert log[-1]["best_epoch"] == 3
+    best = torch.load(tmp_path / "w/seer.pth", weights_only=True)
+    assert best["steps"].item() == pytest.approx(3.0)  # one step of lr 1.0 in each of three epochs
+    settings = json.loads((tmp_path / "w/seer.json").read_text())
+    assert (settings["channels"], settings["epoch"], settings["val"]["AP"]) == (3, 3, pytest.approx(1))
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["model"]["steps"].item() == pytest.approx(5.0)
+
+
+def test_all_epochs_are_run_while_it_improves(one_frame, tmp_path):
+    assert len(run_fit(one_frame, tmp_path, Seer({1}), epochs=3, patience=5)) == 4
+
+
+def test_max_iterations(one_frame, tmp_path):
+    log = run_fit(one_frame, tmp_path, Seer({1, 2, 3}), max_iterations=2)
+    assert log[-1]["iteration"] == 2
+    assert (tmp_path / "w/seer.pth").exists()
+
+
+def test_non_finite_loss_stops_before_the_step(one_frame, tmp_path):
+    model = Seer({1})
+    with pytest.raises(UserError) as error:
+        run_fit(one_frame, tmp_path, model, lambda model: -model.steps.sum() * (1 if model.epoch < 3 else math.nan))
+    message = str(error.value)
+    assert "loss nan" in message
+    assert "frames a;" in message
+    assert "epoch 3, step 3" in message
+    assert model.steps.item() == pytest.approx(2.0)
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["state"]["epoch"] == 2
+    assert torch.load(tmp_path / "w/seer.pth", weights_only=True)["steps"].item() == pytest.approx(1.0)
+
+
+def test_an_earlier_run_is_not_overwritten(one_frame, tmp_path):
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    before = (tmp_path / "run/log.jsonl").read_bytes(), (tmp_path / "w/seer.pth").read_bytes()
+    with pytest.raises(UserError, match=r"log.jsonl is there.*--resume"):
+        run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    assert before == ((tmp_path / "run/log.jsonl").read_bytes(), (tmp_path / "w/seer.pth").read_bytes())
+
+
+def test_resume_refuses_other_settings(one_frame, tmp_path):
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    with pytest.raises(UserError, match=r"was started with lr 1.0, not 0.5"):
+        run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True, lr=0.5)
+
+
+def test_resume_keeps_the_best_score_and_the_patience(one_frame, tmp_path):
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=2)
+    again = Seer({1})
+    again.epoch = 2
+    log = run_fit(one_frame, tmp_path, again, resume=True)
+    assert log[-1]["epoch"] == 3
+    assert log[-1]["best_epoch"] == 1
+    assert torch.load(tmp_path / "w/seer.pth", weights_only=True)["steps"].item() == pytest.approx(1.0)
+
+
+def test_val_list_without_people_is_refused(tmp_path):
+    write_frame(tmp_path, "a")
+    (tmp_path / "val_night.txt").write_text("a")
+    with pytest.raises(UserError, match=r"val_night.txt: no frame has a box"):
+        run_fit(SeeingThroughFog(tmp_path, "val_night", "rgb"), tmp_path, Seer({1}))
+
+
+@pytest.mark.parametrize("method", ["mse", "adv"])
+def test_the_teacher_does_not_move(frames, tmp_path, method):
+    """Parameters and norm statistics to the bit, while student and discriminators do move."""
+    torch.save(build_detector(6, 2, "resnet18", "none", min_size=64).state_dict(), tmp_path / "teacher.pth")
+    teacher = load_teacher(tmp_path / "teacher.pth", 64, 1333)
+    student, discriminators = build_detector(3, 2, "resnet18", "none", min_size=64, rois=16), build_discriminators()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    parts = {"student": student, "discriminators": discriminators} if method == "adv" else {"student": student}
+    starts = {name: [parameter.clone() for parameter in part.parameters()] for name, part in parts.items()}
+
+    def compute_losses(batch):
+        images, targets = batch
+        losses, features = student([image[:3] for image in images], targets)
+        with torch.no_grad():
+            taught = teacher.features(images)
+        losses["kd"] = (feature_mse(features, taught) if method == "mse"
+                        else domain_bce(discriminators, features, taught, 0.3))
+        return losses
+
+    train, val = SeeingThroughFog(frames, "train_night"), SeeingThroughFog(frames, "val_night", "rgb")
+    optimizer = torch.optim.SGD([parameter for part in parts.values() for parameter in part.parameters()], lr=0.01)
+    fit(student, compute_losses, optimizer, make_loader(train, 2, 0, shuffle=True), make_loader(val, 2, 0),
+        weights=tmp_path / "w/s.pth", run_dir=tmp_path / "run", settings={},
+        arguments=arguments(epochs=2, lr=0.01), also_trained=discriminators if method == "adv" else None)
+    after = teacher.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    for name, part in parts.items():
+        moved = [not torch.equal(*pair) for pair in zip(starts[name], part.parameters(), strict=True)]
+        assert sum(moved) > len(moved) / 2, name
+
+
+def test_distillation_reaches_the_student_through_every_level():
+    student, teacher = ({level: torch.randn(1, 256, 8, 8) for level in LEVELS} for _ in range(2))
+    for level in LEVELS:
+        student[level].requires_grad_()
+    feature_mse(student, teacher).backward()
+    assert all(student[level].grad.abs().sum() > 0 for level in LEVELS)
+
+
+def test_seed_is_a_function_of_seed_and_epoch():
+    def draw(*seeds):
+        seed_everything(*seeds)
+        return torch.rand(3).tolist()
+
+    assert draw(1, 2) == draw(1, 2)
+    assert len({tuple(draw(*seeds)) for seeds in [(0, 0), (0, 1), (1, 0), (1, 1)]}) == 4

@@ -1,0 +1,319 @@
+"""The detector, its features, and every checkpoint it must load or refuse."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.ops import FrozenBatchNorm2d
+
+from models import (
+    LEVELS,
+    STEM,
+    Detector,
+    WeightsError,
+    build_detector,
+    load_detector,
+    load_teacher,
+    read_state,
+)
+
+
+def frames(channels=3, count=2, size=(96, 160)):
+    return [torch.randint(0, 256, (channels, *size), dtype=torch.uint8) for _ in range(count)]
+
+
+def targets(count=2):
+    return [{"boxes": torch.tensor([[10.0, 10, 40, 80]]), "labels": torch.tensor([1])} for _ in range(count)]
+
+
+def small(channels=3, norm="batch", num_classes=2):
+    return Detector(channels, num_classes, "resnet18", norm, min_size=64)
+
+
+def saved(tmp_path, state, name="weights.pth"):
+    torch.save(state, tmp_path / name)
+    return tmp_path / name
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_training_gives_losses_and_features(channels):
+    losses, features = small(channels)(frames(channels), targets())
+    assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+    assert list(features) == list(LEVELS)
+    assert [tuple(features[level].shape) for level in LEVELS] == [
+        (2, 256, 64 // stride, 128 // stride) for stride in (4, 8, 16, 32)]  # 64x107, padded to 64x128
+
+
+def test_equals_torchvision_in_evaluation():
+    ours = Detector(3, 2, "resnet50", "batch", min_size=64).eval()
+    reference = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=64,
+                                        max_size=1333).eval()
+    reference.load_state_dict(ours.state_dict())
+    images = frames()
+    with torch.no_grad():
+        for found, expected in zip(ours(images), reference([image / 255 for image in images]), strict=True):
+            assert same(found, expected)
+            assert len(found["boxes"]) > 0
+
+
+def test_features_run_transform_and_backbone_only():
+    detector = small(6)
+    images = frames(6)
+    _, expected = detector(images, targets())
+    detector.rpn = detector.roi_heads = None
+    features = detector.features(images)
+    assert all(torch.equal(features[level], expected[level]) for level in LEVELS)
+
+
+def test_published_normalisation():
+    transform = small(6).transform
+    assert transform.image_mean == [0.485, 0.456, 0.406, 0.406, 0.406, 0.406]
+    assert transform.image_std == [0.229, 0.224, 0.225, 0.225, 0.225, 0.225]
+
+
+def test_batch_without_any_box():
+    empty = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)} for _ in range(2)]
+    losses, _ = small()(frames(), empty)
+    total = sum(losses.values())
+    total.backward()
+    assert total.isfinite()
+    assert losses["loss_box_reg"].item() == losses["loss_rpn_box_reg"].item() == 0.0
+
+
+def test_uint8_and_unit_floats_are_one_image():
+    detector = small().eval()
+    images = frames()
+    with torch.no_grad():
+        one, other = detector.features(images), detector.features([image.float() / 255 for image in images])
+    assert all(torch.equal(one[level], other[level]) for level in LEVELS)
+
+
+def torchvision_0_12(state):
+    """A state_dict with the FPN and RPN keys that torchvision 0.12 wrote."""
+    old = {}
+    for name, value in state.items():
+        if ".fpn." in name:
+            name = name.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+        old[name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = value
+    assert "backbone.fpn.inner_blocks.0.weight" in old
+    assert "rpn.head.conv.weight" in old
+    return old
+
+
+@pytest.mark.parametrize("dress", [
+    lambda state: state,
+    torchvision_0_12,
+    lambda state: {f"module.{name}": value for name, value in state.items()},
+    lambda state: {"model": state, "optimizer": {}, "epoch": 3},
+    lambda state: {"model": {f"module.{name}": value for name, value in torchvision_0_12(state).items()}},
+], ids=["plain", "torchvision 0.12", "module prefix", "training checkpoint", "both"])
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_loads_every_form(tmp_path, dress, norm):
+    detector = small(6, norm, num_classes=3)
+    loaded = load_detector(saved(tmp_path, dress(detector.state_dict())))
+    assert same(loaded.state_dict(), detector.state_dict())
+    assert loaded.settings == {**detector.settings, "min_size": 500}
+
+
+def test_published_files_mean_frozen_norm_without_eps(tmp_path):
+    loaded = load_detector(saved(tmp_path, torchvision_0_12(Detector(3, 2).state_dict())))
+    norms = [module for module in loaded.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert len(norms) == 53
+    assert {norm.eps for norm in norms} == {0.0}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in loaded.modules())
+    assert (loaded.settings["backbone"], loaded.settings["min_size"], loaded.settings["max_size"]) == (
+        "resnet50", 500, 1333)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["resnet34", "wide_resnet50_2", "resnext50_32x4d"])
+def test_backbone_is_read_from_the_keys(tmp_path, backbone):
+    file = saved(tmp_path, Detector(3, 2, backbone).state_dict())
+    assert load_detector(file).settings["backbone"] == backbone
+
+
+def test_image_size_is_read_from_the_json(tmp_path):
+    file = saved(tmp_path, small().state_dict())
+    file.with_suffix(".json").write_text(json.dumps({"min_size": 128, "max_size": 256, "proposals": 77}))
+    assert load_detector(file).settings["min_size"] == 128
+    assert load_detector(file).rpn.post_nms_top_n() == 2000
+    assert load_detector(file).eval().rpn.post_nms_top_n() == 77
+    assert load_detector(file, min_size=64).transform.min_size == (64,)
+    assert load_detector(file, min_size=64).transform.max_size == 256
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda state: without(state, "rpn.head.cls_logits.weight"), "no rpn.head.cls_logits.weight"),
+    (lambda state: {**state, "mask_head.weight": torch.zeros(1)}, "unknown mask_head.weight"),
+    (lambda state: {**state, "rpn.head.cls_logits.bias": torch.zeros(9)}, "rpn.head.cls_logits.bias is [9], not [3]"),
+    (lambda state: without(state, STEM), f"has no {STEM}"),
+    (lambda state: without(state, "backbone.body.layer1.0.conv1.weight"), "its backbone is none of resnet18"),
+    (lambda state: {"epoch": 3}, "holds no state_dict"),
+    (lambda state: [1, 2], "holds no state_dict"),
+])
+def test_refuses_what_does_not_fit(tmp_path, spoil, message):
+    file = saved(tmp_path, spoil(small().state_dict()))
+    with pytest.raises(WeightsError) as error:
+        load_detector(file)
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Exploit:
+    """Unpickled carelessly, this creates a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    harmful, proof = tmp_path / "harmful.pth", tmp_path / "it_ran"
+    torch.save({"model": Exploit(proof)}, harmful)
+    torch.load(harmful, weights_only=False)
+    assert proof.exists()  # the payload is a real one
+    proof.unlink()
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        read_state(harmful)
+    harmful.write_bytes(pickle.dumps(Exploit(proof)))
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        read_state(harmful)
+    assert not proof.exists()
+
+
+def test_damaged_and_missing_files(tmp_path):
+    file = saved(tmp_path, small().state_dict())
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="cannot be read as weights"):
+        load_detector(file)
+    with pytest.raises(WeightsError, match="is missing"):
+        load_detector(tmp_path / "nothing.pth")
+
+
+def test_random_weights_get_a_trainable_norm():
+    detector = build_detector(6, 2, "resnet18", "none", min_size=64)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in detector.modules())
+    assert detector.settings["norm"] == "batch"
+
+
+def test_init_from_a_file_names_what_is_new(tmp_path, capsys):
+    source = small(3, "frozen", num_classes=4)
+    detector = build_detector(6, 2, "resnet18", str(saved(tmp_path, source.state_dict())), "reinit", min_size=64)
+    new = capsys.readouterr().out.strip().partition("new: ")[2].split(", ")
+    assert new == ["backbone.body.conv1", "roi_heads.box_predictor.bbox_pred", "roi_heads.box_predictor.cls_score"]
+    own, given = detector.state_dict(), source.state_dict()
+    differing = {name.rpartition(".")[0] for name in own if own[name].shape != given[name].shape
+                 or not torch.equal(own[name], given[name])}
+    assert differing == set(new)
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_reinit_replaces_the_stem_of_rgb_too(tmp_path, channels):
+    source = small(3, "frozen")
+    file = str(saved(tmp_path, source.state_dict()))
+    stem = build_detector(channels, 2, "resnet18", file, "reinit", min_size=64).state_dict()[STEM]
+    assert stem.shape == (64, channels, 7, 7)
+    assert not torch.equal(stem[:, :3], source.state_dict()[STEM])
+
+
+def test_inflate_keeps_rgb_and_gives_each_slice_the_mean(tmp_path):
+    source = small(3, "frozen").state_dict()
+    file = str(saved(tmp_path, source))
+    assert same(build_detector(3, 2, "resnet18", file, "inflate", min_size=64).state_dict(), source)
+    stem = build_detector(6, 2, "resnet18", file, "inflate", min_size=64).state_dict()[STEM]
+    assert torch.equal(stem[:, :3], source[STEM])
+    for channel in (3, 4, 5):
+        torch.testing.assert_close(stem[:, channel], source[STEM].mean(dim=1))
+
+
+def test_freezing_a_trained_norm_keeps_the_function(tmp_path):
+    source = small(3, "batch")
+    source(frames(), targets())  # statistics that are not 0 and 1
+    file = str(saved(tmp_path, source.state_dict()))
+    frozen = build_detector(3, 2, "resnet18", file, "inflate", min_size=64)
+    assert frozen.settings["norm"] == "frozen"
+    images = frames()
+    with torch.no_grad():
+        one, other = source.eval().features(images), frozen.eval().features(images)
+    for level in LEVELS:
+        torch.testing.assert_close(one[level], other[level], rtol=1e-4, atol=1e-5)
+
+
+def test_init_from_another_backbone_is_refused(tmp_path):
+    file = str(saved(tmp_path, small(3, "frozen").state_dict()))
+    with pytest.raises(WeightsError, match="holds a resnet18, not a resnet34: pass --backbone resnet18"):
+        build_detector(3, 2, "resnet34", file)
+
+
+def test_coco_weights_put_by_hand_are_used(tmp_path, monkeypatch):
+    """The real download path of torchvision, which takes a file that lies in its cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    coco = Detector(3, 91)
+    torch.save(coco.state_dict(), tmp_path / "hub" / "checkpoints" / "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+    detector = build_detector(3, 2, init="coco")
+    own, given = detector.state_dict(), coco.state_dict()
+    assert torch.equal(own["backbone.fpn.layer_blocks.2.0.weight"], given["backbone.fpn.layer_blocks.2.0.weight"])
+    assert torch.equal(own["backbone.body.bn1.running_var"], given["backbone.body.bn1.running_var"])
+    assert not torch.equal(own[STEM], given[STEM])
+    assert own["roi_heads.box_predictor.cls_score.weight"].shape == (2, 1024)
+    assert {module.eps for module in detector.modules() if isinstance(module, FrozenBatchNorm2d)} == {0.0}
+
+
+def test_imagenet_weights_put_by_hand_are_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    classifier = resnet18(weights=None)
+    torch.save(classifier.state_dict(), cache / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
+    detector = build_detector(3, 2, "resnet18", "imagenet", "inflate", min_size=64)
+    own, given = detector.state_dict(), classifier.state_dict()
+    assert torch.equal(own[STEM], given["conv1.weight"])
+    assert torch.equal(own["backbone.body.layer4.1.conv2.weight"], given["layer4.1.conv2.weight"])
+    torch.testing.assert_close(own["backbone.body.bn1.running_var"], given["bn1.running_var"] + 1e-5)
+
+
+def test_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(WeightsError) as error:
+        build_detector(3, 2)
+    message = str(error.value)
+    assert "--init none" in message
+    assert str(tmp_path / "hub" / "checkpoints" / "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth") in message
+    assert "\n" not in message
+
+
+def test_coco_weights_exist_for_resnet50_only():
+    with pytest.raises(WeightsError, match="resnet50, not resnet18"):
+        build_detector(3, 2, "resnet18")
+    with pytest.raises(WeightsError, match="choose one of resnet18, "):
+        build_detector(3, 2, "vgg16")
+
+
+def test_teacher_is_frozen_and_has_six_channels(tmp_path):
+    teacher = load_teacher(saved(tmp_path, small(6).state_dict()), 64, 1333)
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert teacher.transform.min_size == (64,)
+    with pytest.raises(WeightsError, match="takes 3 channels, a teacher takes 6"):
+        load_teacher(saved(tmp_path, small(3).state_dict()), 64, 1333)
+    with pytest.raises(WeightsError, match=r"run train_teacher.py first, or pass --teacher"):
+        load_teacher(tmp_path / "missing.pth", 64, 1333)

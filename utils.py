@@ -1,0 +1,178 @@
+"""Shared by every script: the common command line, seeds, one-line errors, atomic files and the run log."""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+REPOSITORY = Path(__file__).resolve().parent
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can mend. Its text is one line: which file and line, what to do."""
+
+
+def run(main: Callable[[], None], *expected: type[Exception]) -> None:
+    """Call `main`; end `UserError` and the `expected` errors in one line on stderr and exit code 2."""
+    try:
+        main()
+    except (UserError, *expected) as error:
+        # A loader worker sends its error wrapped in the worker's traceback; our own text is the last line of it.
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the page of usage."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """argparse type: a whole number of at least `least`."""
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def device(text: str) -> torch.device:
+    """argparse type: a torch device that this machine has."""
+    try:
+        chosen = torch.device(text)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {reason}") from error
+    return chosen
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options shared by every script that reads frames."""
+    parser.add_argument("--data", type=Path, default=Path("data"), help="prepared data folder (default: data)")
+    parser.add_argument("--batch-size", type=at_least(1), default=4, help="frames per step (published: 4)")
+    parser.add_argument("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1), help="loader processes")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cuda, cuda:1, cpu, ... (default: cuda where there is one)")
+    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False,
+                        help="bfloat16 autocast (published: --no-amp)")
+
+
+def training_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The options common to all train scripts. `name` is the network's: teacher, baseline, cmkd_mse, ..."""
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
+    parser.add_argument("--train-list", default="train_night", help="DATA/<list>.txt (published: train_night)")
+    parser.add_argument("--val-list", default="val_night", help="DATA/<list>.txt (published: val_night)")
+    parser.add_argument("--classes", nargs="+", default=["Pedestrian,Pedestrian_is_group"], metavar="A,B",
+                        help="label classes; each argument is one label of the detector, made of the classes it "
+                             "names; vru = all pedestrians and riders (published: Pedestrian,Pedestrian_is_group)")
+    parser.add_argument("--flip", action="store_true", help="random horizontal flips (published: off)")
+    parser.add_argument("--epochs", type=at_least(1), default=100, help="at most (published: 100)")
+    parser.add_argument("--lr", type=positive_float, default=0.005, help="SGD learning rate (published: 0.005)")
+    parser.add_argument("--patience", type=at_least(0), default=5,
+                        help="stop once more epochs than this have passed since the best (published: 5)")
+    parser.add_argument("--backbone", default="resnet50", help="a torchvision ResNet (published: resnet50)")
+    parser.add_argument("--init", default="coco", metavar="{coco,imagenet,none,FILE}",
+                        help="weights to start from (published: coco)")
+    parser.add_argument("--stem", choices=["reinit", "inflate"], default="reinit",
+                        help="first convolution: new, or the pretrained RGB kernels with their mean for each gated "
+                             "channel (published: reinit, for RGB too)")
+    parser.add_argument("--min-size", type=at_least(1), default=500, help="shorter side in px (published: 500)")
+    parser.add_argument("--max-size", type=at_least(1), default=1333, help="longer side, at most (published: 1333)")
+    parser.add_argument("--rois", type=at_least(1), default=512,
+                        help="regions per frame that train the box head (published: 512)")
+    parser.add_argument("--proposals", type=at_least(1), default=1000,
+                        help="regions per frame that the box head judges in evaluation (published: 1000)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all random numbers (published: none)")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN_DIR/last.pth where there is one")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help=f"folder of the best weights, {name}.pth")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs") / name, help="folder of log and last state")
+    parser.add_argument("--max-iterations", type=at_least(1), metavar="N", help="stop after N steps (smoke runs)")
+    return parser
+
+
+def seed_everything(seed: int, epoch: int = 0) -> int:
+    """Seed Python, numpy and torch from (seed, epoch); return the derived 32-bit seed.
+
+    Seeding again at each epoch makes an epoch's random numbers a function of its number, so a resumed run draws what
+    an uninterrupted one would have drawn.
+    """
+    derived = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    random.seed(derived)
+    np.random.seed(derived)
+    torch.manual_seed(derived)
+    return derived
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file beside `path`, then rename it: `path` is always the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        write(unfinished)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_torch(value: Any, path: Path) -> None:
+    """`torch.save`, atomically."""
+    write_atomically(path, lambda unfinished: torch.save(value, unfinished))
+
+
+def save_json(value: Any, path: Path) -> None:
+    """Indented JSON, atomically; paths and devices are written as text, and NaN is refused."""
+    text = json.dumps(value, indent=2, default=str, allow_nan=False)
+    write_atomically(path, lambda unfinished: unfinished.write_text(text + "\n", encoding="utf-8"))
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line to a log."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, default=str) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its arguments: library versions, device and git commit."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=REPOSITORY,
+                         capture_output=True, text=True)
+    return {
+        "git": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
