@@ -1,0 +1,219 @@
+"""Every script as a user runs it: by subprocess, on real files, good input and bad."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, label_line, run_script, the_error
+from PIL import Image
+from pycocotools.coco import COCO
+
+from dataset import SeeingThroughFog
+from evaluation import coco_metrics, finite
+from models import build_detector
+from reproduce import gap_closed, results_table
+
+NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_writes_weights_json_log_and_state(trained, name):
+    state = torch.load(trained / "weights" / f"{name}.pth", weights_only=True)
+    assert state["backbone.body.conv1.weight"].shape[1] == (6 if name == "teacher" else 3)
+    settings = json.loads((trained / "weights" / f"{name}.json").read_text())
+    assert (settings["min_size"], settings["norm"], settings["backbone"]) == (64, "batch", "resnet18")
+    assert settings["classes"] == ["Pedestrian,Pedestrian_is_group"]
+    first, epoch = (json.loads(line) for line in (trained / "runs" / name / "log.jsonl").read_text().splitlines())
+    assert first["arguments"]["max_iterations"] == 3
+    assert epoch["iteration"] == 3
+    own = {"cmkd_mse": {"kd_mse"}, "cmkd_adv": {"kd_adv"}}.get(name, set())
+    assert epoch["losses"].keys() == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"} | own
+    assert all(value > 0 for value in epoch["losses"].values())
+    last = torch.load(trained / "runs" / name / "last.pth", weights_only=True)
+    assert bool(last["also_trained"]) == (name == "cmkd_adv")
+    parameters = [key for key in state if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    discriminators = 4 * 8 if name == "cmkd_adv" else 0
+    assert len(last["optimizer"]["param_groups"][0]["params"]) == len(parameters) + discriminators
+
+
+@pytest.mark.parametrize("name", ["cmkd_mse", "cmkd_adv"])
+def test_students_report_their_teacher(trained, name):
+    out = (trained / f"{name}.out").read_text()
+    assert "teacher: val AP 0.0" in out
+    first = json.loads((trained / "runs" / name / "log.jsonl").read_text().splitlines()[0])
+    assert f"teacher: val AP {first['settings']['teacher_AP']:.4f}" in out
+
+
+def test_students_and_baseline_start_alike(synthetic, tmp_path, trained):
+    """With one seed all RGB networks start from the same weights and see the same frames: with the distillation
+    switched off, the student is the baseline."""
+    common = ["--data", synthetic, "--max-iterations", 2, *TINY]
+    run_script("train_baseline.py", *common, "--out", tmp_path / "w", "--run-dir", tmp_path / "a")
+    run_script("train_cmkd_mse.py", *common, "--out", tmp_path / "w", "--run-dir", tmp_path / "b", "--mse-weight", 0,
+               "--teacher", trained / "weights/teacher.pth")
+    baseline, student = (torch.load(tmp_path / run / "last.pth", weights_only=True)["model"] for run in "ab")
+    assert all(torch.equal(baseline[name], student[name]) for name in baseline)
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_test_script(synthetic, tmp_path, channels):
+    """Untrained weights, as they are sure of nothing and so find something everywhere."""
+    detector = build_detector(channels, 2, "resnet18", "none", min_size=64, proposals=50)
+    torch.save(detector.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "w.json").write_text(json.dumps(detector.settings))
+    arguments = ["--weights", tmp_path / "w.pth", "--data", synthetic, "--lists", "val_night", "test_night", "--json",
+                 tmp_path / "r.json", "--save-detections", tmp_path / "d.json", "--workers", 0]
+    done = run_script("test.py", *arguments)
+    assert "64 px" in done.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["settings"]["channels"], report["settings"]["proposals"]) == (channels, 50)
+    for one in ("val_night", "test_night"):
+        [row] = [line for line in done.stdout.splitlines() if line.startswith(one)]
+        assert float(row.split()[-1]) == pytest.approx(report["metrics"][one]["AR_100"], abs=1e-4)
+        truth = SeeingThroughFog(synthetic, one).ground_truth()
+        results = json.loads((tmp_path / f"d.{one}.json").read_text())
+        assert len(results) > 0
+        assert {result["file_name"] for result in results} <= {image["file_name"] for image in truth["images"]}
+        again = finite(coco_metrics(truth, results))
+        assert again == pytest.approx(report["metrics"][one])
+        (tmp_path / "truth.json").write_text(json.dumps(truth))
+        COCO(str(tmp_path / "truth.json")).loadRes(str(tmp_path / f"d.{one}.json"))
+
+
+@pytest.mark.parametrize("name", ["teacher", "cmkd_adv"])
+def test_trained_weights_go_into_the_test_script(trained, synthetic, name):
+    done = run_script("test.py", "--weights", trained / "weights" / f"{name}.pth", "--data", synthetic, "--workers", 0)
+    assert [line.split()[:2] for line in done.stdout.splitlines()[2:]] == [["val_night", "4"], ["test_night", "4"]]
+
+
+def test_flags_come_before_the_json(trained, synthetic, tmp_path):
+    done = run_script("test.py", "--weights", trained / "weights/baseline.pth", "--data", synthetic, "--lists",
+                      "val_night", "--min-size", 96, "--workers", 0)
+    assert "96 px" in done.stdout
+    shutil.copy(trained / "weights/baseline.pth", tmp_path / "alone.pth")
+    done = run_script("test.py", "--weights", tmp_path / "alone.pth", "--data", synthetic, "--lists", "val_night",
+                      "--max-size", 64, "--workers", 0)
+    assert "500 px" in done.stdout  # the published size where no JSON says otherwise
+
+
+def test_resume_equals_an_uninterrupted_run(synthetic, tmp_path, trained):
+    """Weights to the bit, epoch count, schedule and best score; the adversarial script has the most to restore."""
+    common = ["--data", synthetic, "--flip", "--teacher", trained / "weights/teacher.pth", *TINY]
+
+    def folders(name):
+        return ["--out", tmp_path / name, "--run-dir", tmp_path / name / "run"]
+
+    run_script("train_cmkd_adv.py", *common, *folders("whole"), "--epochs", 3, "--workers", 2)
+    run_script("train_cmkd_adv.py", *common, *folders("parts"), "--epochs", 1)
+    done = run_script("train_cmkd_adv.py", *common, *folders("parts"), "--epochs", 3, "--resume")
+    assert "going on after epoch 1" in done.stdout
+    logs = []
+    for name in ("whole", "parts"):
+        records = [json.loads(line) for line in (tmp_path / name / "run/log.jsonl").read_text().splitlines()]
+        logs.append([{key: value for key, value in record.items() if not key.endswith("seconds")}
+                     for record in records if "epoch" in record])
+    assert [record["epoch"] for record in logs[1]] == [1, 2, 3]
+    assert logs[0] == logs[1]
+    whole, parts = (torch.load(tmp_path / name / "run/last.pth", weights_only=True) for name in ("whole", "parts"))
+    for part in ("model", "also_trained"):
+        assert all(torch.equal(whole[part][key], parts[part][key]) for key in whole[part])
+    assert whole["state"] == parts["state"]
+    best = [torch.load(tmp_path / name / "cmkd_adv.pth", weights_only=True) for name in ("whole", "parts")]
+    assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
+
+
+def test_loss_falls_on_a_few_frames(synthetic, tmp_path):
+    run_script("train_teacher.py", "--data", synthetic, "--epochs", 5, "--out", tmp_path / "w",
+               "--run-dir", tmp_path / "run", *TINY)
+    losses = [sum(json.loads(line)["losses"].values())
+              for line in (tmp_path / "run/log.jsonl").read_text().splitlines()[1:]]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_gallery(trained, synthetic, tmp_path):
+    run_script("visualize.py", "--data", synthetic, "--frames", 2, "--score", 0.1, "--out", tmp_path / "g.png",
+               "--compare", *(trained / "weights" / f"{name}.pth" for name in NAMES))
+    picture = np.asarray(Image.open(tmp_path / "g.png"))
+    assert picture.shape[1] > 5 * 400
+    assert (picture == (0, 158, 115)).all(axis=2).any()  # a ground-truth box
+
+
+TRAIN = ["--max-iterations", 1, *TINY]
+BAD_INPUT = {
+    "missing list": ("train_baseline.py", ["--train-list", "nowhere"], None, "nowhere.txt is missing"),
+    "missing data": ("train_teacher.py", ["--data", "no/such"], None, "no/such/train_night.txt is missing"),
+    "missing slice": ("train_teacher.py", [], "gated2/night_000001.png", "train_night.txt:2: "),
+    "unknown class": ("train_baseline.py", ["--classes", "Pedestrain"], None, "'Pedestrain'"),
+    "missing teacher": ("train_cmkd_mse.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or pass"),
+    "missing teacher, adv": ("train_cmkd_adv.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or pass"),
+    "init file": ("train_baseline.py", ["--init", "no.pth"], None, "no.pth is missing"),
+    "unknown backbone": ("train_baseline.py", ["--backbone", "vgg"], None, "choose one of resnet18"),
+    "no such device": ("train_baseline.py", ["--device", "cuda"], None, "'cuda' cannot be used here"),
+    "batch size": ("train_baseline.py", ["--batch-size", "0"], None, "'0' is not a whole number of at least 1"),
+    "missing weights": ("test.py", ["--weights", "no.pth"], None, "no.pth is missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line(synthetic, tmp_path, copy_of, case):
+    script, arguments, removed, message = BAD_INPUT[case]
+    data = synthetic
+    if removed:
+        data = copy_of(synthetic)
+        (data / removed).unlink()
+    if script.startswith("train"):
+        arguments = [*TRAIN, "--out", tmp_path / "w", "--run-dir", tmp_path / "run", *arguments]
+    done = run_script(script, "--data", data, *arguments, expect=2)
+    assert message in the_error(done)
+    assert not (tmp_path / "w").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_error_in_a_loader_worker_is_one_line(synthetic, tmp_path, copy_of):
+    data = copy_of(synthetic)
+    (data / "gated1" / "night_000002.png").write_bytes(b"\x89PNG\r\n")
+    done = run_script("train_teacher.py", "--data", data, *TRAIN, "--max-iterations", 3, "--workers", 2, "--out",
+                      tmp_path / "w", "--run-dir", tmp_path / "run", expect=2)
+    assert the_error(done).startswith(f"train_teacher.py: error: {data / 'gated1' / 'night_000002.png'} cannot be read")
+
+
+def test_bad_label_is_named_with_its_line(synthetic, copy_of, trained):
+    data = copy_of(synthetic)
+    (data / "gated_labels" / "night_000007.txt").write_text(label_line() + "Pedestrian 0 0\n")
+    done = run_script("test.py", "--weights", trained / "weights/baseline.pth", "--data", data, expect=2)
+    assert "night_000007.txt:2: 3 columns, expected 27" in the_error(done)
+
+
+def test_weights_of_other_classes(synthetic, trained):
+    done = run_script("test.py", "--weights", trained / "weights/baseline.pth", "--data", synthetic, "--classes",
+                      "Pedestrian", "PassengerCar", expect=2)
+    assert "tells 1 classes apart, --classes names 2" in the_error(done)
+
+
+def test_student_as_teacher_is_refused(synthetic, trained, tmp_path):
+    done = run_script("train_cmkd_mse.py", "--data", synthetic, *TRAIN, "--teacher", trained / "weights/baseline.pth",
+                      "--out", tmp_path / "w", "--run-dir", tmp_path / "run", expect=2)
+    assert "takes 3 channels, a teacher takes 6" in the_error(done)
+
+
+def test_help_gives_the_published_values():
+    text = run_script("train_cmkd_adv.py", "--help").stdout
+    for value in ("published: 100", "published: 0.005", "published: 0.3", "published: 500", "published: coco"):
+        assert value in " ".join(text.split())
+
+
+def test_share_of_the_gap():
+    assert gap_closed(24.2, 22.5, 25.8) == "52 %"  # the paper's own val figures
+    assert gap_closed(25.4, 24.2, 27.5) == "36 %"
+    assert gap_closed(1.0, 2.0, 2.0) == "no gap"
+
+
+def test_results_table():
+    values = {"teacher": 0.3, "baseline": 0.2, "cmkd_mse": 0.25, "cmkd_adv": 0.19}
+    metrics = {name: {one: {"AP": ap, "AP50": 2 * ap} for one in ("val_night", "test_night")}
+               for name, ap in values.items()}
+    rows = results_table(metrics).splitlines()
+    assert rows[4] == "| cmkd_mse | RGB | 25.0 | 50.0 | 25.0 | 50.0 | 50 % | 50 % |"
+    assert rows[5].endswith("| -10 % | -10 % |")

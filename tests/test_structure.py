@@ -1,0 +1,59 @@
+"""The house: imports point one way, train scripts stay short, and no two scripts know each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {file.stem for file in ROOT.glob("*.py")}
+TRAIN_SCRIPTS = {name for name in MODULES if name.startswith("train_")}
+ROOMS = {"dataset", "models", "engine", "evaluation", "utils"}
+MAY_IMPORT = {
+    "utils": set(),
+    "models": set(),
+    "evaluation": set(),
+    "make_synthetic": set(),
+    "dataset": {"utils"},
+    "engine": {"evaluation", "utils"},
+    "test": ROOMS,
+    "visualize": ROOMS,
+    "reproduce": ROOMS,
+    **dict.fromkeys(TRAIN_SCRIPTS, ROOMS),
+}
+
+
+def own_imports(file):
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    return names & MODULES
+
+
+def test_every_module_has_its_place():
+    assert set(MAY_IMPORT) == MODULES
+    assert {"train_teacher", "train_baseline", "train_cmkd_mse", "train_cmkd_adv"} <= TRAIN_SCRIPTS
+
+
+@pytest.mark.parametrize("name", sorted(MAY_IMPORT))
+def test_imports_point_one_way(name):
+    assert own_imports(ROOT / f"{name}.py") <= MAY_IMPORT[name]
+
+
+def test_the_rooms_stay_small():
+    def lines(name):
+        return len((ROOT / f"{name}.py").read_text().splitlines())
+
+    assert all(lines(name) <= 120 for name in TRAIN_SCRIPTS)
+    assert lines("test") <= 100
+    assert lines("utils") <= 300
+
+
+def test_checkpoints_are_never_unpickled_as_code():
+    for file in ROOT.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), file.name
