@@ -69,7 +69,7 @@ def results_table(metrics: dict[str, dict[str, dict[str, float]]]) -> str:
 
 def gap_closed(ap: float, baseline: float, teacher: float) -> str:
     """The share of the way from the baseline's AP to the teacher's, in percent."""
-    return f"{100 * (ap - baseline) / (teacher - baseline):.0f} %" if teacher > baseline else "no gap"
+    return f"{round(100 * (ap - baseline) / (teacher - baseline))} %" if teacher > baseline else "no gap"
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
                                                        "--workers", "0"], out, environment, bar) for name in INPUTS]
             for job in jobs:
                 job.result()
-        call("gallery", ["visualize.py", "--data", str(data), "--out", str(out / "gallery.png"), "--score", "0.3",
+        call("gallery", ["visualize.py", "--data", str(data), "--out", str(out / "gallery.png"), "--score", "0.8",
                          "--compare", *(str(weights / f"{name}.pth") for name in INPUTS)], out, {}, bar)
 
     metrics = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["metrics"] for name in INPUTS}

@@ -21,7 +21,7 @@ from utils import OneLineParser, add_data_options, at_least, run, write_atomical
 TILE_WIDTH, HEADER, FOOTER, GAP = 420, 34, 34, 6
 # Okabe and Ito's colour-blind-safe hues; line width and words tell the same without colour.
 TRUTH, HIT, FALSE_ALARM, MISSED = "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
-LEGEND = [(TRUTH, "ground truth"), (HIT, "hit: score"), (FALSE_ALARM, "false alarm: ? score"), (MISSED, "missed")]
+LEGEND = [(TRUTH, "ground truth"), (HIT, "hit: score"), (FALSE_ALARM, "false alarm: ?"), (MISSED, "missed")]
 
 
 def match(boxes: Tensor, truth: Tensor) -> tuple[list[bool], list[bool]]:
@@ -79,7 +79,7 @@ def detection_tile(detector: Detector, image: Tensor, target: dict, min_score: f
         if not was_found:
             draw_box(draw, box, MISSED, "missed", width=1)
     for box, score, hit in zip((boxes * scale).tolist(), scores, hits, strict=True):
-        draw_box(draw, box, HIT if hit else FALSE_ALARM, f"{score:.2f}" if hit else f"? {score:.2f}", 3 if hit else 2)
+        draw_box(draw, box, HIT if hit else FALSE_ALARM, f"{score:.2f}" if hit else "?", 3 if hit else 2)
     return picture
 
 

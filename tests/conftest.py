@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,11 @@ def the_error(done):
     assert len(lines) == 1, done.stderr
     assert "error: " in lines[0]
     return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -245,6 +245,7 @@ def test_inflate_keeps_rgb_and_gives_each_slice_the_mean(tmp_path):
 def test_freezing_a_trained_norm_keeps_the_function(tmp_path):
     source = small(3, "batch")
     source(frames(), targets())  # statistics that are not 0 and 1
+    source.backbone.body.bn1.running_var.fill_(1e-5)  # as small as eps, so that leaving eps out would show
     file = str(saved(tmp_path, source.state_dict()))
     frozen = build_detector(3, 2, "resnet18", file, "inflate", min_size=64)
     assert frozen.settings["norm"] == "frozen"
@@ -252,7 +253,7 @@ def test_freezing_a_trained_norm_keeps_the_function(tmp_path):
     with torch.no_grad():
         one, other = source.eval().features(images), frozen.eval().features(images)
     for level in LEVELS:
-        torch.testing.assert_close(one[level], other[level], rtol=1e-4, atol=1e-5)
+        assert (one[level] - other[level]).norm() < 1e-3 * one[level].norm()
 
 
 def test_init_from_another_backbone_is_refused(tmp_path):
