@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils import UserError
+from utils import DEFAULT_CLASSES, UserError
 
 LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
 SLICES = ("gated0", "gated1", "gated2")
@@ -34,7 +34,6 @@ OFFICIAL_CLASSES = frozenset({
     "DontCare", "train", "person",
 })
 CLASS_SETS = {"vru": "Pedestrian,Pedestrian_is_group,RidableVehicle,RidableVehicle_is_group"}
-DEFAULT_CLASSES = ("Pedestrian,Pedestrian_is_group",)
 
 
 class SeeingThroughFog(Dataset):
@@ -71,7 +70,7 @@ class SeeingThroughFog(Dataset):
         """Labels of the detector, background (0) included."""
         return len(self.classes) + 1
 
-    def set_epoch(self, seed: int) -> None:
+    def seed_flips(self, seed: int) -> None:
         """Choose the frames that are flipped in this epoch: a function of the seed, whatever loads the frames."""
         self.flip_seed = seed
 

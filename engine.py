@@ -18,7 +18,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from evaluation import coco_metrics, finite, to_coco_results
-from utils import UserError, append_record, save_json, save_torch, seed_everything, versions
+from utils import (
+    UserError,
+    append_record,
+    reason_of,
+    refuse_unwritable,
+    save_json,
+    save_torch,
+    seed_everything,
+    versions,
+)
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
@@ -27,27 +36,34 @@ EPOCHS_PER_DECAY, DECAY = 5, 0.1
 MAY_CHANGE_ON_RESUME = {"epochs", "patience", "max_iterations", "workers", "device", "resume", "data", "run_dir"}
 
 
-def learning_rate(base: float, iteration: int, iterations_per_epoch: int) -> float:
-    """The published schedule: linear warm-up from base/1000 over min(1000, iterations - 1) steps of the first epoch,
-    then a tenth after every 5 epochs. A function of the step alone, so there is no state to save."""
-    warm_up = min(WARM_UP_ITERATIONS, iterations_per_epoch - 1)
-    if iteration < warm_up:
-        return base * (WARM_UP_START + (1 - WARM_UP_START) * iteration / warm_up)
-    return base * DECAY ** (iteration // iterations_per_epoch // EPOCHS_PER_DECAY)
+def learning_rate(base: float, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """The published schedule: linear warm-up from base/1000 over min(1000, steps - 1) steps of the first epoch, then a
+    tenth after every 5 epochs.
+
+    `epoch` counts from 1, `step` from 0 within it. A function of these alone, so there is no state to save, and an
+    epoch that `--max-iterations` cut short shifts nothing.
+    """
+    warm_up = min(WARM_UP_ITERATIONS, steps_per_epoch - 1)
+    if epoch == 1 and step < warm_up:
+        return base * (WARM_UP_START + (1 - WARM_UP_START) * step / warm_up)
+    return base * DECAY ** ((epoch - 1) // EPOCHS_PER_DECAY)
 
 
 def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], optimizer: torch.optim.Optimizer,
         train_loader: DataLoader, val_loader: DataLoader, *, weights: Path, run_dir: Path, settings: dict[str, Any],
-        arguments: dict[str, Any], also_trained: nn.Module | None = None) -> None:
+        arguments: dict[str, Any], also_trained: nn.Module | None = None,
+        measure: Callable[[], dict[str, Any]] | None = None) -> None:
     """Train `model` until the epochs are done or the validation AP stops rising.
 
     `model` is what is validated and whose best state_dict goes to `weights`, with `settings` (what evaluation needs to
     know) and `arguments` as JSON beside it. `also_trained` (discriminators) is trained along and kept in the training
     checkpoint. Everything trained must be in `optimizer`. `arguments` are the script's parsed options: `epochs`,
-    `patience`, `seed`, `amp`, `resume` and `max_iterations` steer the loop, all are logged.
-    Raises `UserError` for a run that is there already, settings that changed on resume, or a non-finite loss.
+    `patience`, `seed`, `amp`, `resume` and `max_iterations` steer the loop, all are logged. `measure` is what is worth
+    knowing before training and takes long: it is called once nothing speaks against the run, and adds to `settings`.
+    Raises `UserError` for a run that is there already, settings that changed on resume, files that cannot be written,
+    or a non-finite loss.
     """
-    trained = nn.ModuleDict({"model": model, "also_trained": also_trained or nn.Identity()})
+    trained = nn.ModuleDict({"model": model, "also_trained": nn.Identity() if also_trained is None else also_trained})
     last_file, log_file = run_dir / "last.pth", run_dir / "log.jsonl"
     if not val_loader.dataset.ground_truth()["annotations"]:
         raise UserError(f"{val_loader.dataset.list_file}: no frame has a box of the classes trained, so no validation "
@@ -56,13 +72,20 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
         state = restore(last_file, trained, optimizer, arguments)
         print(f"going on after epoch {state['epoch']} of {last_file}; best AP {state['best_AP']:.4f}")
     else:
-        refuse_overwriting(run_dir, weights)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        if not arguments["resume"]:
+            refuse_overwriting(run_dir, weights)
         state = {"epoch": 0, "iteration": 0, "best_AP": -1.0, "best_epoch": 0}
+    refuse_unwritable(weights)
+    refuse_unwritable(last_file)
+    if not any(train_loader.dataset.objects):
+        print(f"warning: {train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing will be "
+              "learned but background", file=sys.stderr)
+    if measure:
+        settings = {**settings, **measure()}
     append_record(log_file, {"arguments": arguments, "settings": settings, "versions": versions(),
                              "start": time.strftime("%F %T")})
 
-    while state["epoch"] < arguments["epochs"] and state["epoch"] - state["best_epoch"] <= arguments["patience"]:
+    while has_work_left(state, arguments):
         started = time.perf_counter()
         state["epoch"] += 1
         losses = train_one_epoch(trained, compute_losses, optimizer, train_loader, state, arguments)
@@ -81,9 +104,13 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
                     "optimizer": optimizer.state_dict(), "state": state, "arguments": comparable(arguments)}, last_file)
         print(f"epoch {state['epoch']}: loss {sum(losses.values()):.4f}  val AP {metrics['AP']:.4f}  "
               f"AP50 {metrics['AP50']:.4f}  best AP {state['best_AP']:.4f} (epoch {state['best_epoch']})")
-        if state["iteration"] == arguments["max_iterations"]:
-            break
     print(f"best AP {state['best_AP']:.4f} at epoch {state['best_epoch']}: {weights}; log: {log_file}")
+
+
+def has_work_left(state: dict[str, Any], arguments: dict[str, Any]) -> bool:
+    """Whether epochs, patience and `max_iterations` all allow another epoch."""
+    return (state["epoch"] < arguments["epochs"] and state["epoch"] - state["best_epoch"] <= arguments["patience"]
+            and state["iteration"] < (arguments["max_iterations"] or math.inf))
 
 
 def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]],
@@ -96,12 +123,12 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
     device = next(trained.parameters()).device
     epoch_seed = seed_everything(arguments["seed"], state["epoch"])
     loader.generator.manual_seed(epoch_seed)
-    loader.dataset.set_epoch(epoch_seed)
+    loader.dataset.seed_flips(epoch_seed)
     trained.train()
     first_iteration, sums = state["iteration"], {}
     progress = bar(f"epoch {state['epoch']}", loader)
-    for images, targets in loader:
-        rate = learning_rate(arguments["lr"], state["iteration"], len(loader))
+    for step, (images, targets) in enumerate(loader):
+        rate = learning_rate(arguments["lr"], state["epoch"], step, len(loader))
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments["amp"]):
@@ -118,9 +145,11 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
         state["iteration"] += 1
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
-        progress.set_postfix({**values, "lr": rate}, refresh=False)
+        # The first two are what a terminal of 80 columns has room for.
+        progress.set_postfix({"lr": rate, "loss": sum(values.values()),
+                              **{name.removeprefix("loss_"): value for name, value in values.items()}}, refresh=False)
         progress.update(len(images))
-        if state["iteration"] == arguments["max_iterations"]:
+        if state["iteration"] >= (arguments["max_iterations"] or math.inf):
             break
     progress.close()
     return {name: value / (state["iteration"] - first_iteration) for name, value in sums.items()}
@@ -182,16 +211,30 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def restore(file: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, arguments: dict[str, Any]
             ) -> dict[str, Any]:
-    """Load a training checkpoint into the networks and the optimizer; return the loop's state."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    for name, value in comparable(arguments).items():
-        if (before := checkpoint["arguments"].get(name)) != value:
-            raise UserError(f"{file.parent} was started with {name} {before}, not {value}: pass the same, or start a "
-                            "new run with another --run-dir and --out")
-    for name in ("model", "also_trained"):
-        trained[name].load_state_dict(checkpoint[name])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    return checkpoint["state"]
+    """Load a training checkpoint into the networks and the optimizer; return the loop's state.
+
+    Raises `UserError` for other settings, and for a file that is no training checkpoint of these networks.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        refuse_other_settings(file.parent, checkpoint["arguments"], comparable(arguments))
+        for name in ("model", "also_trained"):
+            trained[name].load_state_dict(checkpoint[name])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        return {name: checkpoint["state"][name] for name in ("epoch", "iteration", "best_AP", "best_epoch")}
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can fail in any of torch's, pickle's or zipfile's ways
+        raise UserError(f"{file} is not a training checkpoint of this run ({reason_of(error)}): remove it to start "
+                        "anew, or choose another --run-dir") from None
+
+
+def refuse_other_settings(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `UserError` where a run would go on with other settings than it was started with."""
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(f"{run_dir} was started with {name} {before.get(name)}, not {value}: pass the same, or "
+                            "start a new run with another --run-dir and --out")
 
 
 def refuse_overwriting(run_dir: Path, weights: Path) -> None:
@@ -203,6 +246,7 @@ def refuse_overwriting(run_dir: Path, weights: Path) -> None:
 
 
 def comparable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that decide a result, as plain values."""
-    return json.loads(json.dumps({name: value for name, value in arguments.items()
-                                  if name not in MAY_CHANGE_ON_RESUME}, default=str))
+    """The arguments that decide a result, as plain values; a path is the same however it is written."""
+    return json.loads(json.dumps({name: value.resolve() if isinstance(value, Path) else value
+                                  for name, value in arguments.items() if name not in MAY_CHANGE_ON_RESUME},
+                                 default=str))

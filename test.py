@@ -9,11 +9,22 @@ classes from the JSON beside them, else the published ones are used; a flag come
 import argparse
 from pathlib import Path
 
-from dataset import DEFAULT_CLASSES, MODALITY, SeeingThroughFog, make_loader
+from dataset import MODALITY, SeeingThroughFog, make_loader
 from engine import predict
 from evaluation import coco_metrics, finite
 from models import WeightsError, load_detector, read_settings
-from utils import OneLineParser, UserError, add_data_options, at_least, run, save_json, versions
+from utils import (
+    DEFAULT_CLASSES,
+    OneLineParser,
+    UserError,
+    add_batch_options,
+    add_data_options,
+    at_least,
+    refuse_unwritable,
+    run,
+    save_json,
+    versions,
+)
 
 WEIGHTS = "weights/cmkd_adv.pth"
 
@@ -23,6 +34,7 @@ SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser)
+    add_batch_options(parser)
     parser.add_argument("--weights", type=Path, default=Path(WEIGHTS), help=f"checkpoint (default: {WEIGHTS})")
     parser.add_argument("--lists", nargs="+", default=["val_night", "test_night"],
                         help="DATA/<list>.txt (published: val_night test_night)")
@@ -38,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    for file in filter(None, (args.json, args.save_detections)):
+        refuse_unwritable(file)
     detector = load_detector(args.weights, args.min_size, args.max_size).to(args.device)
     channels, num_classes = detector.settings["channels"], detector.settings["num_classes"]
     if channels not in MODALITY:
@@ -64,8 +78,8 @@ def main() -> None:
         print(f"{name:<14}{len(datasets[name]):>8}" + "".join(f"{values[metric]:>11.4f}" for metric in SHOWN))
     if args.json:
         save_json({"weights": args.weights, "settings": detector.settings, "classes": classes, "data": args.data,
-                   "metrics": {name: finite(values) for name, values in metrics.items()}, "versions": versions()},
-                  args.json)
+                   "amp": args.amp, "metrics": {name: finite(values) for name, values in metrics.items()},
+                   "versions": versions()}, args.json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.optim import SGD
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit, report_teacher
 from models import WeightsError, build_detector, build_discriminators, load_teacher, reverse_gradient
-from utils import run, seed_everything, training_parser
+from utils import non_negative_float, run, seed_everything, training_parser
 
 
 def domain_bce(discriminators: nn.ModuleDict, student_features: dict[str, Tensor], teacher_features: dict[str, Tensor],
@@ -39,8 +39,9 @@ def domain_bce(discriminators: nn.ModuleDict, student_features: dict[str, Tensor
 
 def main() -> None:
     parser = training_parser("cmkd_adv", __doc__)
-    parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"), help="trained 6-channel weights")
-    parser.add_argument("--adv-weight", type=float, default=0.3, help="lambda (published: 0.3)")
+    parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"),
+                        help="trained 6-channel weights (default: weights/teacher.pth)")
+    parser.add_argument("--adv-weight", type=non_negative_float, default=0.3, help="lambda (published: 0.3)")
     args = parser.parse_args()
     seed_everything(args.seed)
 
@@ -50,6 +51,7 @@ def main() -> None:
     teacher_val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes)
     train_loader = make_loader(train_set, args.batch_size, args.workers, shuffle=True)
     val_loader = make_loader(val_set, args.batch_size, args.workers)
+    teacher_val_loader = make_loader(teacher_val_set, args.batch_size, args.workers)
 
     # Networks
     student = build_detector(
@@ -57,7 +59,6 @@ def main() -> None:
         min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals).to(args.device)
     discriminators = build_discriminators().to(args.device)
     teacher = load_teacher(args.teacher, args.min_size, args.max_size).to(args.device)
-    teacher_ap = report_teacher(teacher, make_loader(teacher_val_set, args.batch_size, args.workers), args.amp)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:
@@ -73,9 +74,9 @@ def main() -> None:
     optimizer = SGD(parameters, args.lr, momentum=0.9, weight_decay=0.0005)
 
     fit(student, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "cmkd_adv.pth",
-        run_dir=args.run_dir, settings={**student.settings, "classes": args.classes, "teacher_AP": teacher_ap},
-        arguments=vars(args),
-        also_trained=discriminators)
+        run_dir=args.run_dir, settings={**student.settings, "classes": args.classes},
+        arguments=vars(args), also_trained=discriminators,
+        measure=lambda: {"teacher_AP": report_teacher(teacher, teacher_val_loader, args.amp)})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Shared by every script: the common command line, seeds, one-line errors, atomic files and the run log."""
 
 import argparse
+import io
 import json
+import math
 import os
 import platform
 import random
@@ -17,6 +19,7 @@ import torch
 import torchvision
 
 REPOSITORY = Path(__file__).resolve().parent
+DEFAULT_CLASSES = ("Pedestrian,Pedestrian_is_group",)
 
 
 class UserError(Exception):
@@ -28,10 +31,15 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> None:
     try:
         main()
     except (UserError, *expected) as error:
-        # A loader worker sends its error wrapped in the worker's traceback; our own text is the last line of it.
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        # A loader worker sends its error wrapped in the worker's traceback; our own text is the end of it.
+        message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.splitlines())}", file=sys.stderr)
         sys.exit(2)
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of a library says, short enough to stand in a line of ours; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -53,13 +61,24 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def positive_float(text: str) -> float:
     """argparse type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+    if not 0 < (value := to_float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+def non_negative_float(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    if not 0 <= (value := to_float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value
+
+
+def to_float(text: str) -> float:
+    """A number, or NaN, which is neither above nor below any limit."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def device(text: str) -> torch.device:
@@ -76,10 +95,15 @@ def device(text: str) -> torch.device:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options shared by every script that reads frames."""
     parser.add_argument("--data", type=Path, default=Path("data"), help="prepared data folder (default: data)")
-    parser.add_argument("--batch-size", type=at_least(1), default=4, help="frames per step (published: 4)")
-    parser.add_argument("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1), help="loader processes")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cuda, cuda:1, cpu, ... (default: cuda where there is one)")
+
+
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    """Options shared by every script that takes whole lists through a network."""
+    parser.add_argument("--batch-size", type=at_least(1), default=4, help="frames per step (published: 4)")
+    parser.add_argument("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1),
+                        help="loader processes (published: not stated; default: one for each core, at most 8)")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False,
                         help="bfloat16 autocast (published: --no-amp)")
 
@@ -88,11 +112,12 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
     """The options common to all train scripts. `name` is the network's: teacher, baseline, cmkd_mse, ..."""
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser)
+    add_batch_options(parser)
     parser.add_argument("--train-list", default="train_night", help="DATA/<list>.txt (published: train_night)")
     parser.add_argument("--val-list", default="val_night", help="DATA/<list>.txt (published: val_night)")
-    parser.add_argument("--classes", nargs="+", default=["Pedestrian,Pedestrian_is_group"], metavar="A,B",
+    parser.add_argument("--classes", nargs="+", default=list(DEFAULT_CLASSES), metavar="A,B",
                         help="label classes; each argument is one label of the detector, made of the classes it "
-                             "names; vru = all pedestrians and riders (published: Pedestrian,Pedestrian_is_group)")
+                             f"names; vru = all pedestrians and riders (published: {DEFAULT_CLASSES[0]})")
     parser.add_argument("--flip", action="store_true", help="random horizontal flips (published: off)")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="at most (published: 100)")
     parser.add_argument("--lr", type=positive_float, default=0.005, help="SGD learning rate (published: 0.005)")
@@ -103,7 +128,7 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
                         help="weights to start from (published: coco)")
     parser.add_argument("--stem", choices=["reinit", "inflate"], default="reinit",
                         help="first convolution: new, or the pretrained RGB kernels with their mean for each gated "
-                             "channel (published: reinit, for RGB too)")
+                             "channel; with --init none there are none to keep (published: reinit, for RGB too)")
     parser.add_argument("--min-size", type=at_least(1), default=500, help="shorter side in px (published: 500)")
     parser.add_argument("--max-size", type=at_least(1), default=1333, help="longer side, at most (published: 1333)")
     parser.add_argument("--rois", type=at_least(1), default=512,
@@ -132,24 +157,46 @@ def seed_everything(seed: int, epoch: int = 0) -> int:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path`, then rename it: `path` is always the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    unfinished = Path(name)
+    """Let `write` make a file beside `path`, then rename it: `path` is always the old file or the whole new one.
+
+    Raises `UserError` where it cannot be written.
+    """
+    unfinished = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        unfinished = Path(name)
         write(unfinished)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.chmod(0o644)
         unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): name another place, or make room "
+                        "there") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished:
+            unfinished.unlink(missing_ok=True)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Make the folder of a file that will be written, and try it: `UserError` before the work instead of after it."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another place") from None
 
 
 def save_torch(value: Any, path: Path) -> None:
     """`torch.save`, atomically."""
-    write_atomically(path, lambda unfinished: torch.save(value, unfinished))
+    # By way of memory, as torch reports a full disk as an internal failure.
+    content = io.BytesIO()
+    torch.save(value, content)
+    write_atomically(path, lambda unfinished: unfinished.write_bytes(content.getbuffer()))
 
 
 def save_json(value: Any, path: Path) -> None:
@@ -166,10 +213,13 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """What a result depends on besides its arguments: library versions, device and git commit."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=REPOSITORY,
-                         capture_output=True, text=True)
+    try:
+        commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=REPOSITORY,
+                                capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     return {
-        "git": git.stdout.strip() or "unknown",
+        "git": commit or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -14,9 +14,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_pil_image
 
-from dataset import DEFAULT_CLASSES, SeeingThroughFog
+from dataset import SeeingThroughFog
 from models import Detector, WeightsError, load_detector, read_settings
-from utils import OneLineParser, add_data_options, at_least, run, write_atomically
+from utils import DEFAULT_CLASSES, OneLineParser, add_data_options, at_least, refuse_unwritable, run, write_atomically
 
 TILE_WIDTH, HEADER, FOOTER, GAP = 420, 34, 34, 6
 # Okabe and Ito's colour-blind-safe hues; line width and words tell the same without colour.
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--score", type=float, default=0.5, help="least score that is drawn (default: 0.5)")
     parser.add_argument("--out", type=Path, default=Path("gallery.png"), help="PNG (default: gallery.png)")
     args = parser.parse_args()
+    refuse_unwritable(args.out)
 
     detectors = {file.stem: load_detector(file).to(args.device).eval() for file in args.compare}
     classes = read_settings(args.compare[0]).get("classes", DEFAULT_CLASSES)

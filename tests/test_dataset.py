@@ -124,7 +124,7 @@ def test_flip_mirrors_all_channels_and_boxes(tmp_path):
         write_frame(tmp_path, f"f{index}", (160, 96), label_line(box=(0, 0, 128, 72)))
     (tmp_path / "one.txt").write_text("\n".join(f"f{index}" for index in range(20)))
     plain, flipped = SeeingThroughFog(tmp_path, "one"), SeeingThroughFog(tmp_path, "one", flip=True)
-    flipped.set_epoch(1)
+    flipped.seed_flips(1)
     was_flipped = []
     for index in range(20):
         image, target = plain[index]
@@ -137,7 +137,7 @@ def test_flip_mirrors_all_channels_and_boxes(tmp_path):
             assert torch.equal(mirrored_target["boxes"], target["boxes"])
     assert 3 < sum(was_flipped) < 17
     assert all(torch.equal(flipped[index][0], flipped[index][0]) for index in range(20))
-    flipped.set_epoch(2)
+    flipped.seed_flips(2)
     assert was_flipped != [not torch.equal(plain[index][0], flipped[index][0]) for index in range(20)]
 
 

@@ -1,16 +1,21 @@
 """The loop: schedule, early stop, best weights, resume, non-finite losses, and a teacher that does not move."""
 
+import io
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import label_line, write_frame
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR, StepLR
+from tqdm import tqdm
 
+import engine
 from dataset import SeeingThroughFog, make_loader
-from engine import fit, learning_rate
+from engine import fit, learning_rate, report_teacher
 from models import LEVELS, build_detector, build_discriminators, load_teacher
 from train_cmkd_adv import domain_bce
 from train_cmkd_mse import feature_mse
@@ -25,7 +30,8 @@ def test_schedule_is_torchs_linear_warm_up_and_steps(iterations_per_epoch):
     steps = StepLR(optimizer, step_size=5, gamma=0.1)
     for iteration in range(12 * iterations_per_epoch):
         expected = optimizer.param_groups[0]["lr"]
-        assert learning_rate(0.005, iteration, iterations_per_epoch) == pytest.approx(expected, rel=1e-9)
+        epoch, step = 1 + iteration // iterations_per_epoch, iteration % iterations_per_epoch
+        assert learning_rate(0.005, epoch, step, iterations_per_epoch) == pytest.approx(expected, rel=1e-9)
         optimizer.step()
         if first and iteration < warm_up:
             first.step()
@@ -38,10 +44,11 @@ class Seer(nn.Module):
 
     def __init__(self, sees_in):
         super().__init__()
-        self.sees_in, self.epoch = sees_in, 0
+        self.sees_in, self.epoch, self.autocast = sees_in, 0, set()
         self.steps = nn.Parameter(torch.zeros(1))
 
     def forward(self, images):
+        self.autocast.add(torch.is_autocast_enabled("cpu"))
         sees = self.epoch in self.sees_in
         box = torch.tensor([[10.0, 10, 60, 60]])[: int(sees)]
         return [{"boxes": box, "labels": torch.ones(len(box), dtype=torch.int64), "scores": torch.ones(len(box))}
@@ -60,15 +67,16 @@ def arguments(**changes):
             **changes}
 
 
-def run_fit(one_frame, tmp_path, model, loss=None, **changes):
+def run_fit(one_frame, tmp_path, model, loss=None, out="w", run_dir="run", measure=None, **changes):
     def compute_losses(batch):
         model.epoch += 1
+        model.autocast.add(torch.is_autocast_enabled("cpu"))
         return {"loss": -model.steps.sum() if loss is None else loss(model)}
 
     fit(model, compute_losses, torch.optim.SGD(model.parameters(), lr=1.0), make_loader(one_frame, 1, 0, shuffle=True),
-        make_loader(one_frame, 1, 0), weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run",
-        settings={"channels": 3}, arguments=arguments(**changes))
-    return [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+        make_loader(one_frame, 1, 0), weights=tmp_path / out / "seer.pth", run_dir=tmp_path / run_dir,
+        settings={"channels": 3}, arguments=arguments(**changes), measure=measure)
+    return [json.loads(line) for line in (tmp_path / run_dir / "log.jsonl").read_text().splitlines()]
 
 
 def test_early_stop_and_best_weights(one_frame, tmp_path):
@@ -93,6 +101,133 @@ def test_max_iterations(one_frame, tmp_path):
     log = run_fit(one_frame, tmp_path, Seer({1, 2, 3}), max_iterations=2)
     assert log[-1]["iteration"] == 2
     assert (tmp_path / "w/seer.pth").exists()
+
+
+def test_nothing_is_trained_once_max_iterations_was_reached(one_frame, tmp_path):
+    run_fit(one_frame, tmp_path, Seer({1, 2, 3}), max_iterations=2)
+    again = Seer({1, 2, 3})
+    log = run_fit(one_frame, tmp_path, again, max_iterations=1, resume=True)
+    assert again.epoch == 0
+    assert "epoch" not in log[-1]
+
+
+def test_a_cut_epoch_shifts_no_schedule(tmp_path, monkeypatch):
+    """Epoch 1 is left after its first of three steps: epochs 2 to 5 go at the full rate and epoch 6 at a tenth."""
+    rates = []
+    monkeypatch.setattr(engine, "learning_rate", lambda *where: rates.append(learning_rate(*where)) or rates[-1])
+    for name in "abc":
+        write_frame(tmp_path, name, labels=label_line(box=(10, 10, 60, 60)))
+    (tmp_path / "train_night.txt").write_text("a\nb\nc")
+    dataset = SeeingThroughFog(tmp_path, "train_night", "rgb")
+    run_fit(dataset, tmp_path, Seer(set()), max_iterations=1, patience=20)
+    run_fit(dataset, tmp_path, Seer(set()), epochs=6, patience=20, resume=True)
+    assert rates == pytest.approx([0.001] + 12 * [1] + 3 * [0.1])
+
+
+def test_resume_without_a_state_starts_anew(one_frame, tmp_path):
+    """Stopped in epoch 1: a log and perhaps weights, but no last.pth."""
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    (tmp_path / "run/last.pth").unlink()
+    log = run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
+    assert [record.get("epoch") for record in log] == [None, 1, None, 1, 2]
+    assert json.loads((tmp_path / "w/seer.json").read_text())["arguments"]["epochs"] == 2
+
+
+@pytest.mark.parametrize("content", [
+    "no checkpoint",
+    {"steps": torch.zeros(1)},
+    {"model": {"steps": torch.zeros(2)}, "arguments": {}},
+    {"model": {"steps": torch.zeros(1)}, "also_trained": {}, "optimizer": 3, "arguments": {}},
+], ids=["text", "state_dict", "shapes", "optimizer"])
+def test_bad_state_is_named(one_frame, tmp_path, content):
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    last = tmp_path / "run/last.pth"
+    if "arguments" in content:
+        content = {**content, "arguments": torch.load(last, weights_only=True)["arguments"]}
+    if isinstance(content, dict):
+        torch.save(content, last)
+    else:
+        last.write_text(content)
+    before = last.read_bytes()
+    with pytest.raises(UserError) as error:
+        run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
+    assert re.fullmatch(r".*run/last.pth is not a training checkpoint.*: remove it to start anew.*", str(error.value))
+    assert last.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["out", "run_dir"])
+def test_a_place_that_cannot_be_written_is_found_before_training(one_frame, tmp_path, place):
+    (tmp_path / "a_file").write_text("")
+    model = Seer({1})
+    with pytest.raises(UserError, match="a_file.* cannot be written"):
+        run_fit(one_frame, tmp_path, model, **{place: "a_file"})
+    assert model.epoch == 0
+
+
+def test_what_is_measured_first_is_logged_and_not_measured_in_vain(one_frame, tmp_path):
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"teacher_AP": 0.5}
+
+    assert run_fit(one_frame, tmp_path, Seer({1}), epochs=1, measure=measure)[0]["settings"]["teacher_AP"] == 0.5
+    assert json.loads((tmp_path / "w/seer.json").read_text())["teacher_AP"] == 0.5
+    with pytest.raises(UserError, match="is there from an earlier run"):
+        run_fit(one_frame, tmp_path, Seer({1}), epochs=1, measure=measure)
+    with pytest.raises(UserError, match="was started with lr"):
+        run_fit(one_frame, tmp_path, Seer({1}), lr=0.5, resume=True, measure=measure)
+    one_frame.objects = [[]]
+    with pytest.raises(UserError, match="no frame has a box"):
+        run_fit(one_frame, tmp_path, Seer({1}), run_dir="b", out="b", measure=measure)
+    assert calls == [1]
+
+
+def test_train_list_without_people_is_warned_of(one_frame, tmp_path, capsys):
+    write_frame(tmp_path, "b")
+    (tmp_path / "empty.txt").write_text("b")
+    model = Seer({1})
+    fit(model, lambda _: {"loss": model.steps.sum()}, torch.optim.SGD(model.parameters(), lr=1.0),
+        make_loader(SeeingThroughFog(tmp_path, "empty", "rgb"), 1, 0, shuffle=True), make_loader(one_frame, 1, 0),
+        weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run", settings={}, arguments=arguments(epochs=1))
+    assert "empty.txt: no frame has a box" in capsys.readouterr().err
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1, out="other", run_dir="other")
+    assert "no frame has a box" not in capsys.readouterr().err
+
+
+def test_paths_are_compared_resolved(one_frame, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1, teacher=Path("t.pth"))
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1, teacher=tmp_path / "t.pth", resume=True)
+    with pytest.raises(UserError, match="was started with teacher"):
+        run_fit(one_frame, tmp_path, Seer({1}), epochs=1, teacher=Path("other.pth"), resume=True)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_amp_autocasts_training_and_validation(one_frame, tmp_path, amp):
+    model = Seer({1})
+    run_fit(one_frame, tmp_path, model, epochs=1, amp=amp)
+    assert model.autocast == {amp}
+
+
+def test_progress_shows_rate_and_loss_at_80_columns(one_frame, tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(engine, "bar", lambda title, loader: tqdm(
+        desc="epoch 100", total=100_000, unit="img", file=terminal, ncols=80, mininterval=0, miniters=1))
+    model = Seer({1})
+    names = ("loss_classifier", "loss_box_reg", "kd_mse")
+    fit(model, lambda _: {name: model.steps.sum() + 1 for name in names}, torch.optim.SGD(model.parameters(), lr=1.0),
+        make_loader(one_frame, 1, 0, shuffle=True), make_loader(one_frame, 1, 0), weights=tmp_path / "w/seer.pth",
+        run_dir=tmp_path / "run", settings={}, arguments=arguments(epochs=1, lr=0.00005))
+    assert "lr=5e-5, loss=3" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("sees_in", "warned"), [(set(), True), ({0}, False)])
+def test_a_teacher_without_anything_to_teach_is_warned_of(one_frame, capsys, sees_in, warned):
+    ap = report_teacher(Seer(sees_in), make_loader(one_frame, 1, 0))
+    out, err = capsys.readouterr()
+    assert f"teacher: val AP {ap:.4f}" in out
+    assert ("has nothing to teach" in err) == warned
 
 
 def test_non_finite_loss_stops_before_the_step(one_frame, tmp_path):
