@@ -3,7 +3,7 @@ adversary of CMKD-Adv: gradient reversal and one domain discriminator per pyrami
 
 import json
 import re
-import urllib.error
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,14 @@ class Detector(FasterRCNN):
         if not self.training:
             return super().forward(images)
         batch, targets = self.transform(images, targets)
-        features = self.backbone(batch.tensors)
+        try:
+            features = self.backbone(batch.tensors)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise WeightsError("a trainable norm cannot learn from one value per channel, and this is what "
+                               f"{len(images)} frame(s) of {self.settings['min_size']} px give: raise --batch-size or "
+                               "--min-size") from None
         proposals, proposal_losses = self.rpn(batch, features, targets)
         _, box_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return {**box_losses, **proposal_losses}, {level: features[level] for level in LEVELS}
@@ -107,13 +114,15 @@ def build_detector(channels: int, num_classes: int, backbone: str = "resnet50", 
 
 def load_detector(file: str | Path, min_size: int | None = None, max_size: int | None = None) -> Detector:
     """The detector a checkpoint holds: channels, classes, backbone and norm from its keys, image size and proposals
-    from the JSON beside it (else the published ones); a size that is given comes first. Raises `WeightsError`."""
+    from `read_settings` (else the published ones); a size that is given comes first. Raises `WeightsError`."""
     state = read_state(file)
     settings = read_settings(file)
     for needed in (STEM, "roi_heads.box_predictor.cls_score.weight"):
         if needed not in state:
             raise WeightsError(f"{file} is not a Faster R-CNN checkpoint: it has no {needed}; its first key is "
                                f"{next(iter(state), 'missing')}")
+    if not settings and not (min_size and max_size):
+        print(f"{file}: nothing says at which image size it was trained; the published one is assumed")
     detector = Detector(
         channels=state[STEM].shape[1],
         num_classes=len(state["roi_heads.box_predictor.cls_score.weight"]),
@@ -137,40 +146,71 @@ def load_teacher(file: str | Path, min_size: int, max_size: int) -> Detector:
     if teacher.settings["channels"] != 6:
         raise WeightsError(f"{file} takes {teacher.settings['channels']} channels, a teacher takes 6 (RGB and three "
                            "gated slices): pass --teacher FILE")
-    trained_at = read_settings(file).get("min_size", min_size)
-    if trained_at != min_size:
-        print(f"warning: {file} was trained at --min-size {trained_at} and is used at {min_size}")
+    settings = read_settings(file)
+    for name, used in (("min_size", min_size), ("max_size", max_size)):
+        if (trained_at := settings.get(name, used)) != used:
+            print(f"warning: {file} was trained at --{name.replace('_', '-')} {trained_at} and is used at {used}",
+                  file=sys.stderr)
     return teacher.eval().requires_grad_(False)
 
 
 def read_settings(file: str | Path) -> dict:
-    """The JSON beside a weights file, or an empty dictionary."""
+    """The JSON beside a weights file, else the arguments in a training checkpoint, else an empty dictionary.
+    Raises `WeightsError`."""
     beside = Path(file).with_suffix(".json")
     if not beside.is_file():
-        return {}
+        content = read_content(file)
+        settings = content.get("arguments", {}) if isinstance(content, dict) else {}
+        refuse_bad_settings(settings, file)
+        return settings
     try:
-        return json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{beside} is not JSON ({error}): mend or remove it") from None
+    refuse_bad_settings(settings, beside)
+    return settings
+
+
+def refuse_bad_settings(settings: Any, file: str | Path) -> None:
+    """Raise `WeightsError` that names the file and the key whose value cannot be one of ours."""
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{file}: its settings are a {type(settings).__name__}, not a dictionary: mend or remove it")
+    for name in ("min_size", "max_size", "proposals"):
+        if name in settings and (type(settings[name]) is not int or settings[name] < 1):
+            raise WeightsError(f"{file}: {name} is {settings[name]!r}, not a whole number of at least 1: mend or "
+                               "remove it")
+    classes = settings.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise WeightsError(f"{file}: classes is {classes!r}, not a list of names: mend or remove it")
+
+
+def read_content(file: str | Path) -> Any:
+    """What `torch.save` wrote. Nothing in the file is run. Raises `WeightsError`."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{file} is missing: train it first, or give another file") from None
+    except Exception as error:  # a damaged file can fail in any of torch's, pickle's or zipfile's ways
+        raise WeightsError(f"{file} cannot be read as weights ({reason_of(error)})") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of a library says, short enough to stand in a line of ours; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 def read_state(file: str | Path) -> dict[str, Tensor]:
     """The detector's state_dict in a file, by today's torchvision names.
 
     Takes a plain state_dict, our training checkpoint (under `model`), a `module.` prefix (distributed training), keys
-    of torchvision 0.12 (the published checkpoints), and a torchvision ResNet classifier (as the backbone). Nothing in
-    the file is run. Raises `WeightsError`.
+    of torchvision 0.12 (the published checkpoints), and a torchvision ResNet classifier (as the backbone).
+    Raises `WeightsError`.
     """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{file} is missing: train it first, or give another file") from None
-    except Exception as error:  # a damaged file can fail in any of torch's, pickle's or zipfile's ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{file} cannot be read as weights ({reason[:120]})") from None
+    content = read_content(file)
     state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{file} holds no state_dict: expected a dictionary of tensors, or one under 'model'")
+    if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
+                                              for name, value in state.items()):
+        raise WeightsError(f"{file} holds no state_dict: expected a dictionary of named tensors, or one under 'model'")
     return {todays_name(name): value for name, value in state.items()}
 
 
@@ -195,19 +235,24 @@ def pretrained_state(backbone: str, init: str) -> dict[str, Tensor]:
     if init == "coco" and backbone != "resnet50":
         raise WeightsError(f"torchvision has COCO weights for resnet50, not {backbone}: pass --init imagenet or none")
     weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1 if init == "coco" else get_model_weights(backbone).IMAGENET1K_V1
+    place = Path(get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        place = Path(get_dir()) / "checkpoints" / Path(weights.url).name
-        raise WeightsError(f"--init {init}: {weights.url} could not be downloaded ({error}): put the file at {place} "
-                           "by hand, or pass --init none") from None
-    return {todays_name(name): value for name, value in state.items()}
+        return {todays_name(name): value for name, value in state.items()}
+    except Exception as error:  # a download and a damaged file can fail in any way
+        if place.is_file():  # torch puts a download there once it is whole
+            raise WeightsError(f"--init {init}: {place} is damaged ({reason_of(error)}): remove it, or put "
+                               f"{weights.url} there again") from None
+        raise WeightsError(f"--init {init}: {weights.url} could not be downloaded ({reason_of(error)}): put the file "
+                           f"at {place} by hand, or pass --init none") from None
 
 
 def freeze_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Make trained BatchNorm statistics right for FrozenBatchNorm with eps 0.0 by adding BatchNorm's eps (1e-5) to the
-    variances. COCO weights carry no `num_batches_tracked`; they were trained frozen, and stay as they are."""
-    if infer_norm(state) == "frozen":
+    variances. A ResNet classifier was trained so, also where its file has no `num_batches_tracked` (torchvision's
+    ImageNet weights). A detector without it (COCO weights, ours) was trained frozen, and stays as it is."""
+    is_detector = any(name.startswith("roi_heads.") for name in state)
+    if is_detector and infer_norm(state) == "frozen":
         return dict(state)
     epsilon = nn.BatchNorm2d(1).eps
     return {name: value + epsilon if name.endswith("running_var") else value

@@ -19,6 +19,7 @@ from models import (
     build_detector,
     load_detector,
     load_teacher,
+    read_settings,
     read_state,
 )
 
@@ -151,6 +152,42 @@ def test_image_size_is_read_from_the_json(tmp_path):
     assert load_detector(file, min_size=64).transform.max_size == 256
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ([1], "its settings are a list"),
+    ({"min_size": "64"}, "min_size is '64'"),
+    ({"max_size": -5}, "max_size is -5"),
+    ({"proposals": True}, "proposals is True"),
+    ({"classes": [["a"]]}, "classes is [['a']]"),
+    ({"classes": "Pedestrian"}, "classes is 'Pedestrian'"),
+])
+def test_json_of_wrong_types_is_named(tmp_path, settings, message):
+    file = saved(tmp_path, small().state_dict())
+    file.with_suffix(".json").write_text(json.dumps(settings))
+    with pytest.raises(WeightsError) as error:
+        load_detector(file)
+    assert str(error.value).startswith(f"{file.with_suffix('.json')}: {message}")
+
+
+def test_a_training_checkpoint_knows_its_settings(tmp_path, capsys):
+    arguments = {"min_size": 96, "max_size": 200, "proposals": 77, "classes": ["Deer"], "lr": 0.1}
+    file = saved(tmp_path, {"model": small().state_dict(), "arguments": arguments})
+    settings = load_detector(file).settings
+    assert (settings["min_size"], settings["max_size"], settings["proposals"]) == (96, 200, 77)
+    assert read_settings(file)["classes"] == ["Deer"]
+    assert "assumed" not in capsys.readouterr().out
+    torch.save({"model": small().state_dict(), "arguments": {"min_size": None}}, file)
+    with pytest.raises(WeightsError, match="weights.pth: min_size is None"):
+        load_detector(file)
+
+
+def test_an_assumed_size_is_said(tmp_path, capsys):
+    file = saved(tmp_path, small().state_dict())
+    assert load_detector(file).settings["min_size"] == 500
+    assert capsys.readouterr().out.startswith(f"{file}: nothing says at which image size")
+    load_detector(file, 64, 128)
+    assert capsys.readouterr().out == ""
+
+
 def without(state, name):
     return {key: value for key, value in state.items() if key != name}
 
@@ -163,6 +200,7 @@ def without(state, name):
     (lambda state: without(state, "backbone.body.layer1.0.conv1.weight"), "its backbone is none of resnet18"),
     (lambda state: {"epoch": 3}, "holds no state_dict"),
     (lambda state: [1, 2], "holds no state_dict"),
+    (lambda state: {0: torch.zeros(1), **state}, "holds no state_dict"),
 ])
 def test_refuses_what_does_not_fit(tmp_path, spoil, message):
     file = saved(tmp_path, spoil(small().state_dict()))
@@ -242,6 +280,20 @@ def test_inflate_keeps_rgb_and_gives_each_slice_the_mean(tmp_path):
         torch.testing.assert_close(stem[:, channel], source[STEM].mean(dim=1))
 
 
+@pytest.mark.parametrize("channels", [3, 6])
+def test_inflate_from_six_channels(tmp_path, channels):
+    source = small(6, "frozen").state_dict()
+    stem = build_detector(channels, 2, "resnet18", str(saved(tmp_path, source)), "inflate", min_size=64).state_dict()
+    assert torch.equal(stem[STEM], source[STEM][:, :channels])
+
+
+def test_one_value_per_channel_says_what_to_do():
+    detector = Detector(3, 2, "resnet18", "batch", min_size=32, max_size=32)
+    with pytest.raises(WeightsError, match=r"1 frame\(s\) of 32 px give: raise --batch-size or --min-size"):
+        detector(frames(count=1, size=(32, 32)), targets(1))
+    detector(frames(count=2, size=(32, 32)), targets(2))
+
+
 def test_freezing_a_trained_norm_keeps_the_function(tmp_path):
     source = small(3, "batch")
     source(frames(), targets())  # statistics that are not 0 and 1
@@ -281,10 +333,11 @@ def test_imagenet_weights_put_by_hand_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    classifier = resnet18(weights=None)
-    torch.save(classifier.state_dict(), cache / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
-    detector = build_detector(3, 2, "resnet18", "imagenet", "inflate", min_size=64)
-    own, given = detector.state_dict(), classifier.state_dict()
+    # torchvision's files are from before BatchNorm counted its batches.
+    given = {name: value for name, value in resnet18(weights=None).state_dict().items()
+             if not name.endswith("num_batches_tracked")}
+    torch.save(given, cache / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
+    own = build_detector(3, 2, "resnet18", "imagenet", "inflate", min_size=64).state_dict()
     assert torch.equal(own[STEM], given["conv1.weight"])
     assert torch.equal(own["backbone.body.layer4.1.conv2.weight"], given["layer4.1.conv2.weight"])
     torch.testing.assert_close(own["backbone.body.bn1.running_var"], given["bn1.running_var"] + 1e-5)
@@ -302,11 +355,39 @@ def test_failed_download_says_what_to_do(tmp_path, monkeypatch):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("content", [b"<html>not found</html>\n<p>", b"", b"PK\x03\x04cut", "list"])
+def test_damaged_pretrained_file_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+    place.parent.mkdir(parents=True)
+    if content == "list":
+        torch.save([1], place)
+    else:
+        place.write_bytes(content)
+    with pytest.raises(WeightsError) as error:
+        build_detector(3, 2, "resnet18", "imagenet", min_size=64)
+    assert f"{place} is damaged (" in str(error.value)
+    assert "remove it, or put https://" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_coco_weights_exist_for_resnet50_only():
     with pytest.raises(WeightsError, match="resnet50, not resnet18"):
         build_detector(3, 2, "resnet18")
     with pytest.raises(WeightsError, match="choose one of resnet18, "):
         build_detector(3, 2, "vgg16")
+
+
+def test_teacher_of_another_size_is_warned_of(tmp_path, capsys):
+    file = saved(tmp_path, small(6).state_dict())
+    file.with_suffix(".json").write_text(json.dumps({"min_size": 64, "max_size": 128}))
+    load_teacher(file, 64, 128)
+    assert capsys.readouterr() == ("", "")
+    load_teacher(file, 96, 1333)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "trained at --min-size 64 and is used at 96" in err
+    assert "trained at --max-size 128 and is used at 1333" in err
 
 
 def test_teacher_is_frozen_and_has_six_channels(tmp_path):
