@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils import DEFAULT_CLASSES, UserError
+from utils import DEFAULT_CLASSES, UserError, reason_of
 
 LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
 SLICES = ("gated0", "gated1", "gated2")
@@ -53,12 +53,13 @@ class SeeingThroughFog(Dataset):
         self.root = Path(root)
         self.list_file = self.root / f"{list_name}.txt"
         self.folders = FOLDERS[modality]
-        self.classes = [CLASS_SETS.get(group, group).split(",") for group in classes]
+        self.classes = class_groups(classes)
         self.flip = flip
         self.flip_seed = 0
         self.label_of = {name: label for label, group in enumerate(self.classes, start=1) for name in group}
         self.names = read_list(self.list_file)
         self.files = [[self._find(folder, index) for folder in self.folders] for index in range(len(self))]
+        self.present: set[str] = set()
         self.objects = [self._read_objects(index) for index in range(len(self))]
         self._refuse_unknown_classes()
 
@@ -127,7 +128,9 @@ class SeeingThroughFog(Dataset):
         if not file.is_file():
             raise UserError(f"{self._line(index)}: {file} is missing: add it (an empty file says that nothing is "
                             "there), or take the frame off the list")
-        return [(self.label_of[name], box) for name, box in read_labels(file) if name in self.label_of]
+        objects = read_labels(file)
+        self.present.update(name for name, _ in objects)
+        return [(self.label_of[name], box) for name, box in objects if name in self.label_of]
 
     def _scaled_objects(self, index: int, width: int, height: int) -> tuple[Tensor, Tensor]:
         """Boxes `[N, 4]` in pixels of a width x height image, clipped to it, without empty ones; labels `[N]`."""
@@ -142,14 +145,29 @@ class SeeingThroughFog(Dataset):
     def _refuse_unknown_classes(self) -> None:
         """A class that is neither official nor in any label file of the folder is most likely a typing error."""
         own = set(self.label_of) - OFFICIAL_CLASSES
-        if not own:
+        if own <= self.present:
             return
-        present: set[str] = set()
+        present = set(self.present)
         for file in sorted((self.root / "gated_labels").glob("*.txt")):
-            present.update(name for name, _ in read_labels(file))
+            with contextlib.suppress(UserError):  # a bad label of a frame that is not on the list does no harm here
+                present.update(name for name, _ in read_labels(file))
         if unknown := sorted(own - present):
             raise UserError(f"--classes: no label in {self.root / 'gated_labels'} is {unknown[0]!r}; they have: "
                             f"{', '.join(sorted(present)) or 'nothing'}")
+
+
+def class_groups(classes: list[str] | tuple[str, ...]) -> list[list[str]]:
+    """The label classes that each entry of `--classes` is made of. Raises `UserError` for a name that is empty or that
+    stands twice, as a class can have one label only."""
+    groups = [[name for part in group.split(",") for name in CLASS_SETS.get(part, part).split(",")]
+              for group in classes]
+    names = [name for group in groups for name in group]
+    for name in names:
+        if not name.strip():
+            raise UserError(f"--classes {' '.join(classes)}: a name is empty: write names with single commas, as A,B")
+        if names.count(name) > 1:
+            raise UserError(f"--classes {' '.join(classes)}: {name} stands twice, in words or in vru: name it once")
+    return groups
 
 
 def frame_name(line: str) -> str:
@@ -221,6 +239,8 @@ def read_rgb(file: Path) -> Tensor:
 def read_slice(file: Path) -> Tensor:
     """A gated slice as uint8 `[1, H, W]`: 1 or 3 channels, 8 bits, or 10-bit values (0..1023) in 16 bits."""
     with readable(file) as image:
+        if not image.tile:  # as for a WebP and for some broken JPEGs
+            raise OSError("not a whole PNG or JPEG")
         rawmode = str(image.tile[0][3])
         if image.mode.startswith("I"):
             grey = np.array(image).astype(np.int32)
@@ -254,8 +274,8 @@ def readable(file: Path) -> Iterator[Image.Image]:
         with Image.open(file) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file} cannot be read ({reason}): restore it, or take the frame off the list") from None
+        raise UserError(f"{file} cannot be read ({reason_of(error)}): restore it, or take the frame off the "
+                        "list") from None
 
 
 def image_size(file: Path) -> tuple[int, int]:

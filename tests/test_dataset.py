@@ -115,6 +115,7 @@ def test_classes(tmp_path):
     assert labels("vru") == [1, 1, 1]
     assert labels("vru", "Moose") == [1, 1, 1, 2]
     assert labels("Moose,PassengerCar") == [1, 1]
+    assert labels("vru,Moose") == [1, 1, 1, 1]
     assert SeeingThroughFog(tmp_path, "one", classes=["vru", "Moose"]).num_classes == 3
     assert SeeingThroughFog(tmp_path, "one", classes=["train"])[0][1]["labels"].tolist() == []  # official, absent
 
@@ -167,6 +168,8 @@ BAD_INPUT = {
     "truncated slice": (lambda frames: (frames / "gated2" / "a.png").write_bytes(
         (frames / "gated2" / "a.png").read_bytes()[:90]), "gated2/a.png cannot be read"),
     "empty picture": (lambda frames: (frames / "images" / "a.png").write_bytes(b""), "images/a.png cannot be read"),
+    "WebP named .png": (lambda frames: Image.open(frames / "gated0" / "a.png").save(
+        frames / "gated0" / "a.png", "WEBP"), "gated0/a.png cannot be read (not a whole PNG or JPEG)"),
     "other size": (lambda frames: Image.new("L", (80, 48)).save(frames / "gated0" / "a.png"),
                    "gated0/a.png is 80x48 but "),
     "16-bit range": (lambda frames: Image.fromarray(np.full((96, 160), 4095, np.uint16)).save(
@@ -187,6 +190,26 @@ def test_bad_input_is_named(frames, case):
         SeeingThroughFog(frames, "train_night")[0]
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("classes", "message"), [
+    (["Pedestrian", "Pedestrian"], "Pedestrian stands twice"),
+    (["vru", "Pedestrian"], "Pedestrian stands twice"),
+    (["Pedestrian,Pedestrian"], "Pedestrian stands twice"),
+    (["Pedestrian,,Obstacle"], "a name is empty"),
+    ([""], "a name is empty"),
+])
+def test_classes_that_cannot_be_meant(frames, classes, message):
+    with pytest.raises(UserError, match=f"^--classes .*{message}"):
+        SeeingThroughFog(frames, "train_night", classes=classes)
+
+
+def test_own_class_and_a_bad_label_of_another_frame(frames):
+    (frames / "gated_labels" / "unlisted.txt").write_text("Deer 0 0\n")
+    (frames / "gated_labels" / "another.txt").write_text(label_line("Deer"))
+    assert SeeingThroughFog(frames, "train_night", classes=["Deer"]).num_classes == 2
+    with pytest.raises(UserError, match="'Moose'; they have: Deer, Pedestrian"):
+        SeeingThroughFog(frames, "train_night", classes=["Moose"])
 
 
 def test_unknown_class(frames):
