@@ -16,18 +16,35 @@ from torchvision.transforms.functional import to_pil_image
 
 from dataset import SeeingThroughFog
 from models import Detector, WeightsError, load_detector, read_settings
-from utils import DEFAULT_CLASSES, OneLineParser, add_data_options, at_least, refuse_unwritable, run, write_atomically
+from utils import (
+    DEFAULT_CLASSES,
+    OneLineParser,
+    add_data_options,
+    at_least,
+    non_negative_float,
+    refuse_unwritable,
+    run,
+    write_atomically,
+)
 
 TILE_WIDTH, HEADER, FOOTER, GAP = 420, 34, 34, 6
 # Okabe and Ito's colour-blind-safe hues; line width and words tell the same without colour.
 TRUTH, HIT, FALSE_ALARM, MISSED = "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
-LEGEND = [(TRUTH, "ground truth"), (HIT, "hit: score"), (FALSE_ALARM, "false alarm: ?"), (MISSED, "missed")]
+LEGEND = [(TRUTH, "ground truth"), (HIT, "hit: score"), (FALSE_ALARM, "false alarm: ?"), (MISSED, "missed: x")]
 
 
-def match(boxes: Tensor, truth: Tensor) -> tuple[list[bool], list[bool]]:
-    """Which detections (`[N, 4]`, best first) hit a box of `[M, 4]` at IoU 0.5, each box once; which of M are found."""
+def titles(files: list[Path]) -> list[str]:
+    """A column's title for each weights file: its stem, with its folder where several have the same stem."""
+    stems = [file.stem for file in files]
+    return [f"{file.absolute().parent.name}/{file.stem}" if stems.count(file.stem) > 1 else file.stem
+            for file in files]
+
+
+def match(boxes: Tensor, labels: Tensor, truth: Tensor, truth_labels: Tensor) -> tuple[list[bool], list[bool]]:
+    """Which detections (`[N, 4]`, best first) hit a box of `[M, 4]` with their label at IoU 0.5, each box once; which
+    of M are found. Labels are `[N]` and `[M]`."""
     hits, found = [], [False] * len(truth)
-    for overlaps in box_iou(boxes, truth).tolist():
+    for overlaps in (box_iou(boxes, truth) * (labels[:, None] == truth_labels)).tolist():
         best = max((index for index in range(len(truth)) if not found[index]), key=lambda index: overlaps[index],
                    default=None)
         hits.append(best is not None and overlaps[best] >= 0.5)
@@ -43,12 +60,15 @@ def tile(image: Tensor) -> tuple[Image.Image, float]:
     return picture.resize((TILE_WIDTH, round(picture.height * scale)), Image.Resampling.BICUBIC), scale
 
 
-def draw_box(draw: ImageDraw.ImageDraw, box: list[float], colour: str, text: str = "", width: int = 2) -> None:
-    """A box in tile pixels, with its text above it."""
+def draw_box(draw: ImageDraw.ImageDraw, box: list[float], colour: str, width: int = 2, above: str = "",
+             inside: str = "", below: str = "") -> None:
+    """A box in tile pixels with its text. A hit, a false alarm and a miss at one place each have room of their own."""
+    x0, y0, _, y1 = box
+    font = ImageFont.load_default(12)
     draw.rectangle(box, outline=colour, width=width)
-    if text:
-        corner = (max(box[0], 0), max(box[1] - 1, 12))
-        draw.text(corner, text, fill=colour, font=ImageFont.load_default(12), anchor="ls")
+    draw.text((x0, max(y0 - 1, 12)), above, fill=colour, font=font, anchor="ls")
+    draw.text((x0 + 4, max(y0 + 4, 16)), inside, fill=colour, font=font, anchor="lt")
+    draw.text((x0, min(y1 + 2, draw.im.size[1] - 10)), below, fill=colour, font=font, anchor="lt")
 
 
 def truth_tile(image: Tensor, target: dict) -> Image.Image:
@@ -74,23 +94,27 @@ def detection_tile(detector: Detector, image: Tensor, target: dict, min_score: f
         [detections] = detector([image[: detector.settings["channels"]].to(device)])
     sure = detections["scores"] >= min_score
     boxes, scores = detections["boxes"][sure].cpu(), detections["scores"][sure].tolist()
-    hits, found = match(boxes, target["boxes"])
+    hits, found = match(boxes, detections["labels"][sure].cpu(), target["boxes"], target["labels"])
     for box, was_found in zip((target["boxes"] * scale).tolist(), found, strict=True):
         if not was_found:
-            draw_box(draw, box, MISSED, "missed", width=1)
+            draw_box(draw, box, MISSED, width=1, below="x")
     for box, score, hit in zip((boxes * scale).tolist(), scores, hits, strict=True):
-        draw_box(draw, box, HIT if hit else FALSE_ALARM, f"{score:.2f}" if hit else "?", 3 if hit else 2)
+        if hit:
+            draw_box(draw, box, HIT, width=3, above=f"{score:.2f}")
+        else:
+            draw_box(draw, box, FALSE_ALARM, inside="?")
     return picture
 
 
-def gallery(dataset: SeeingThroughFog, detectors: dict[str, Detector], frames: int, min_score: float) -> Image.Image:
+def gallery(dataset: SeeingThroughFog, detectors: list[tuple[str, Detector]], frames: int, min_score: float
+            ) -> Image.Image:
     """The contact sheet: a row per frame, a column for the ground truth and one for each network."""
     rows = []
     for index in range(min(frames, len(dataset))):
         image, target = dataset[index]
         rows.append([truth_tile(image, target),
-                     *(detection_tile(detector, image, target, min_score) for detector in detectors.values())])
-    columns = ["ground truth, on a gated slice", *detectors]
+                     *(detection_tile(detector, image, target, min_score) for _, detector in detectors)])
+    columns = ["ground truth, on a gated slice", *(title for title, _ in detectors)]
     width = len(columns) * (TILE_WIDTH + GAP) + GAP
     sheet = Image.new("RGB", (width, HEADER + sum(row[0].height + GAP for row in rows) + FOOTER), "white")
     draw = ImageDraw.Draw(sheet)
@@ -115,12 +139,14 @@ def main() -> None:
     parser.add_argument("--compare", nargs="+", type=Path, required=True, metavar="WEIGHTS", help="one column each")
     parser.add_argument("--list", default="vis_night", help="DATA/<list>.txt (default: vis_night)")
     parser.add_argument("--frames", type=at_least(1), default=6, help="rows (default: the first 6 of the list)")
-    parser.add_argument("--score", type=float, default=0.5, help="least score that is drawn (default: 0.5)")
+    parser.add_argument("--score", type=non_negative_float, default=0.5,
+                        help="least score that is drawn (default: 0.5)")
     parser.add_argument("--out", type=Path, default=Path("gallery.png"), help="PNG (default: gallery.png)")
     args = parser.parse_args()
     refuse_unwritable(args.out)
 
-    detectors = {file.stem: load_detector(file).to(args.device).eval() for file in args.compare}
+    detectors = [(title, load_detector(file).to(args.device).eval())
+                 for title, file in zip(titles(args.compare), args.compare, strict=True)]
     classes = read_settings(args.compare[0]).get("classes", DEFAULT_CLASSES)
     sheet = gallery(SeeingThroughFog(args.data, args.list, "rgb+gated", classes), detectors, args.frames, args.score)
     write_atomically(args.out, lambda unfinished: sheet.save(unfinished, "PNG"))
