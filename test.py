@@ -3,7 +3,7 @@
     python test.py --weights weights/cmkd_adv.pth --data data --lists val_night test_night
 
 Or set WEIGHTS below and run `python test.py`. Channels, backbone and norm are read from the weights; image size and
-classes from the JSON beside them, else the published ones are used; a flag comes first.
+classes from the JSON beside them or from a last.pth itself, else the published ones are used; a flag comes first.
 """
 
 import argparse

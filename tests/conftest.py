@@ -13,6 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 True True -1 -1"
+NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")  # train_<name>.py; the students need the teacher
 TINY = ["--backbone", "resnet18", "--init", "none", "--min-size", "64", "--rois", "16", "--proposals", "50",
         "--batch-size", "2", "--workers", "0", "--device", "cpu"]
 
@@ -77,9 +78,9 @@ def synthetic(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(synthetic, tmp_path_factory) -> Path:
-    """A folder with weights/ and runs/ of all four scripts, each trained for three steps: the teacher first."""
+    """A folder with weights/ and runs/ of all train scripts, each trained for three steps: the teacher first."""
     home = tmp_path_factory.mktemp("trained")
-    for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv"):
+    for name in NAMES:
         teacher = ["--teacher", home / "weights/teacher.pth"] if name.startswith("cmkd") else []
         done = run_script(f"train_{name}.py", "--data", synthetic, "--out", home / "weights", "--run-dir",
                           home / "runs" / name, "--max-iterations", 3, "--amp" if name == "baseline" else "--no-amp",

@@ -1,21 +1,22 @@
 """Every script as a user runs it: by subprocess, on real files, good input and bad."""
 
+import importlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, label_line, run_script, the_error
+from conftest import NAMES, ROOT, TINY, label_line, run_script, the_error
 from PIL import Image
 from pycocotools.coco import COCO
+from torch.utils.data import RandomSampler, SequentialSampler
 
-from dataset import SeeingThroughFog
+from dataset import FOLDERS, SeeingThroughFog
 from evaluation import coco_metrics, finite
 from models import build_detector
 from reproduce import gap_closed, results_table
-
-NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +36,29 @@ def test_training_writes_weights_json_log_and_state(trained, name):
     assert bool(last["also_trained"]) == (name == "cmkd_adv")
     parameters = [key for key in state if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     discriminators = 4 * 8 if name == "cmkd_adv" else 0
-    assert len(last["optimizer"]["param_groups"][0]["params"]) == len(parameters) + discriminators
+    [group] = last["optimizer"]["param_groups"]
+    assert len(group["params"]) == len(parameters) + discriminators
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 0.0005, False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_train_script_hands_to_fit(frames, tmp_path, monkeypatch, name):
+    """Flips and shuffling for training alone, each list where it belongs, the flags that steer the loop."""
+    (frames / "other.txt").write_text("a")
+    script, calls = importlib.import_module(f"train_{name}"), []
+    monkeypatch.setattr(script, "fit", lambda *positional, **named: calls.append((positional, named)))
+    arguments = ["--data", frames, "--train-list", "other", "--flip", "--amp", "--out", tmp_path / "w", *TINY]
+    if name.startswith("cmkd"):
+        torch.save(build_detector(6, 2, "resnet18", "none").state_dict(), tmp_path / "t.pth")
+        arguments += ["--teacher", tmp_path / "t.pth"]
+    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
+    script.main()
+    [((_, _, _, train, val), named)] = calls
+    assert (train.dataset.list_file.stem, train.dataset.flip, type(train.sampler)) == ("other", True, RandomSampler)
+    assert (val.dataset.list_file.stem, val.dataset.flip, type(val.sampler)) == ("val_night", False, SequentialSampler)
+    assert val.dataset.folders == FOLDERS["rgb+gated" if name == "teacher" else "rgb"]
+    assert named["arguments"]["amp"] is True
+    assert ("measure" in named) == name.startswith("cmkd")
 
 
 @pytest.mark.parametrize("name", ["cmkd_mse", "cmkd_adv"])
@@ -95,7 +118,16 @@ def test_flags_come_before_the_json(trained, synthetic, tmp_path):
     shutil.copy(trained / "weights/baseline.pth", tmp_path / "alone.pth")
     done = run_script("test.py", "--weights", tmp_path / "alone.pth", "--data", synthetic, "--lists", "val_night",
                       "--max-size", 64, "--workers", 0)
-    assert "500 px" in done.stdout  # the published size where no JSON says otherwise
+    assert "500 px" in done.stdout  # the published size where nothing says otherwise
+    assert "alone.pth: nothing says at which image size it was trained" in done.stdout
+
+
+def test_a_training_checkpoint_is_tested_as_it_was_trained(trained, synthetic, tmp_path):
+    done = run_script("test.py", "--weights", trained / "runs/baseline/last.pth", "--data", synthetic, "--lists",
+                      "val_night", "--workers", 0, "--amp", "--json", tmp_path / "r.json")
+    assert "64 px" in done.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["settings"]["proposals"], report["amp"]) == (50, True)
 
 
 def test_resume_equals_an_uninterrupted_run(synthetic, tmp_path, trained):
@@ -153,6 +185,11 @@ BAD_INPUT = {
     "no such device": ("train_baseline.py", ["--device", "cuda"], None, "'cuda' cannot be used here"),
     "batch size": ("train_baseline.py", ["--batch-size", "0"], None, "'0' is not a whole number of at least 1"),
     "missing weights": ("test.py", ["--weights", "no.pth"], None, "no.pth is missing"),
+    "JSON under a file": ("test.py", ["--json", ROOT / "LICENSE/r.json"], None, "LICENSE/r.json cannot be written"),
+    "picture under a file": ("visualize.py", ["--compare", "no.pth", "--out", ROOT / "LICENSE/g.png"], None,
+                             "LICENSE/g.png cannot be written"),
+    "negative weight": ("train_cmkd_mse.py", ["--mse-weight", "-1"], None, "'-1' is not a number of at least 0"),
+    "nan weight": ("train_cmkd_adv.py", ["--adv-weight", "nan"], None, "'nan' is not a number of at least 0"),
 }
 
 

@@ -27,9 +27,10 @@ def test_titles_tell_weights_apart():
 
 def test_two_weights_of_one_name_are_two_columns(frames, tmp_path, monkeypatch):
     files = [tmp_path / folder / "x.pth" for folder in "pq"]
+    state = build_detector(3, 2, "resnet18", "none").state_dict()
     for file in files:
         file.parent.mkdir()
-        torch.save(build_detector(3, 2, "resnet18", "none", min_size=64).state_dict(), file)
+        torch.save({"model": state, "arguments": {"min_size": 64, "proposals": 50}}, file)
     monkeypatch.setattr(sys, "argv", ["visualize.py", "--data", str(frames), "--list", "val_night", "--device", "cpu",
                                       "--frames", "1", "--out", str(tmp_path / "g.png"), "--compare",
                                       *map(str, files)])
