@@ -63,11 +63,11 @@ def tile(image: Tensor) -> tuple[Image.Image, float]:
 def draw_box(draw: ImageDraw.ImageDraw, box: list[float], colour: str, width: int = 2, above: str = "",
              inside: str = "", below: str = "") -> None:
     """A box in tile pixels with its text. A hit, a false alarm and a miss at one place each have room of their own."""
-    x0, y0, _, y1 = box
+    x0, y0, x1, y1 = box
     font = ImageFont.load_default(12)
     draw.rectangle(box, outline=colour, width=width)
     draw.text((x0, max(y0 - 1, 12)), above, fill=colour, font=font, anchor="ls")
-    draw.text((x0 + 4, max(y0 + 4, 16)), inside, fill=colour, font=font, anchor="lt")
+    draw.text((x1 - 4, y1 - 4), inside, fill=colour, font=font, anchor="rb")
     draw.text((x0, min(y1 + 2, draw.im.size[1] - 10)), below, fill=colour, font=font, anchor="lt")
 
 
