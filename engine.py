@@ -72,7 +72,8 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
         state = restore(last_file, trained, optimizer, arguments)
         print(f"going on after epoch {state['epoch']} of {last_file}; best AP {state['best_AP']:.4f}")
     else:
-        if not arguments["resume"]:
+        # A run that stopped in its first epoch has a log and no state yet: it starts anew.
+        if not (arguments["resume"] and log_file.is_file()):
             refuse_overwriting(run_dir, weights)
         state = {"epoch": 0, "iteration": 0, "best_AP": -1.0, "best_epoch": 0}
     refuse_unwritable(weights)

@@ -124,6 +124,15 @@ def test_a_cut_epoch_shifts_no_schedule(tmp_path, monkeypatch):
     assert rates == pytest.approx([0.001] + 12 * [1] + 3 * [0.1])
 
 
+def test_resume_of_another_run_leaves_finished_weights(one_frame, tmp_path):
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    before = (tmp_path / "w/seer.pth").read_bytes()
+    with pytest.raises(UserError, match=r"seer.pth is there from an earlier run"):
+        run_fit(one_frame, tmp_path, Seer({1}), epochs=1, resume=True)
+    assert (tmp_path / "w/seer.pth").read_bytes() == before
+
+
 def test_resume_without_a_state_starts_anew(one_frame, tmp_path):
     """Stopped in epoch 1: a log and perhaps weights, but no last.pth."""
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
