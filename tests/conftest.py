@@ -72,7 +72,8 @@ def frames(tmp_path):
 def synthetic(tmp_path_factory) -> Path:
     """A simulated set of a few small frames, made by the real script."""
     root = tmp_path_factory.mktemp("synthetic") / "data"
-    run_script("make_synthetic.py", "--out", root, "--frames", 6, 4, 4, "--size", "160x96", "--workers", 2)
+    run_script("make_synthetic.py", "--out", root, "--frames", 6, 4, 4, "--size", "160x96", "--workers", 2,
+               "--seed", 1)
     return root
 
 

@@ -176,7 +176,7 @@ TRAIN = ["--max-iterations", 1, *TINY]
 BAD_INPUT = {
     "missing list": ("train_baseline.py", ["--train-list", "nowhere"], None, "nowhere.txt is missing"),
     "missing data": ("train_teacher.py", ["--data", "no/such"], None, "no/such/train_night.txt is missing"),
-    "missing slice": ("train_teacher.py", [], "gated2/night_000001.png", "train_night.txt:2: "),
+    "missing slice": ("train_teacher.py", [], "gated2/clear_night_00000_01.png", "train_night.txt:2: "),
     "unknown class": ("train_baseline.py", ["--classes", "Pedestrain"], None, "'Pedestrain'"),
     "missing teacher": ("train_cmkd_mse.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or pass"),
     "missing teacher, adv": ("train_cmkd_adv.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or pass"),
@@ -210,17 +210,18 @@ def test_bad_input_is_one_line(synthetic, tmp_path, copy_of, case):
 
 def test_error_in_a_loader_worker_is_one_line(synthetic, tmp_path, copy_of):
     data = copy_of(synthetic)
-    (data / "gated1" / "night_000002.png").write_bytes(b"\x89PNG\r\n")
+    damaged = data / "gated1" / "clear_night_00000_02.png"
+    damaged.write_bytes(b"\x89PNG\r\n")
     done = run_script("train_teacher.py", "--data", data, *TRAIN, "--max-iterations", 3, "--workers", 2, "--out",
                       tmp_path / "w", "--run-dir", tmp_path / "run", expect=2)
-    assert the_error(done).startswith(f"train_teacher.py: error: {data / 'gated1' / 'night_000002.png'} cannot be read")
+    assert the_error(done).startswith(f"train_teacher.py: error: {damaged} cannot be read")
 
 
 def test_bad_label_is_named_with_its_line(synthetic, copy_of, trained):
     data = copy_of(synthetic)
-    (data / "gated_labels" / "night_000007.txt").write_text(label_line() + "Pedestrian 0 0\n")
+    (data / "gated_labels" / "clear_night_00002_01.txt").write_text(label_line() + "Pedestrian 0 0\n")
     done = run_script("test.py", "--weights", trained / "weights/baseline.pth", "--data", data, expect=2)
-    assert "night_000007.txt:2: 3 columns, expected 27" in the_error(done)
+    assert "clear_night_00002_01.txt:2: 3 columns, expected 27" in the_error(done)
 
 
 def test_weights_of_other_classes(synthetic, trained):
