@@ -28,10 +28,10 @@ TEST_LISTS = ("val_night", "test_night")
 # Smaller batches, fewer epochs and a higher rate than the published recipe, as the networks start from little; the
 # same for all four. Six epochs, as the rate falls to a tenth after five.
 CPU = {
-    "day": ["--frames", "80", "20", "0"],
-    "night": ["--frames", "60", "30", "60"],
+    "day": ["--frames", "76", "20", "0"],
+    "night": ["--frames", "56", "30", "60"],
     "data": ["--frames-per-recording", "1", "--size", "213x128"],
-    "train": ["--backbone", "resnet18", "--min-size", "128", "--rois", "32", "--proposals", "200", "--batch-size", "2",
+    "train": ["--backbone", "resnet18", "--min-size", "128", "--rois", "32", "--proposals", "64", "--batch-size", "2",
               "--lr", "0.01", "--flip", "--workers", "0"],
     "epochs": {"day": 6, "night": 6},
 }
