@@ -17,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from make_synthetic import DEFAULT_MIX, FOLDERS, plan, write_frame
-from utils import OneLineParser, at_least, save_json, versions
 
 SIZES = {(1280, 768): 3.0, (256, 160): 30.0}  # aim, frames/s
 FRAMES = {(1280, 768): 40, (256, 160): 200}
