@@ -39,21 +39,20 @@ def measure(size: tuple[int, int], frames: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--size", type=at_least(1), nargs=2, metavar=("W", "H"), help="one size, in this process")
-    parser.add_argument("--frames", type=at_least(1), help="with --size: frames to count")
     args = parser.parse_args()
-    if args.size:
-        print(json.dumps(measure(tuple(args.size), args.frames or 40)))
-        return
     figures = {}
     for size, aim in SIZES.items():
-        command = [sys.executable, __file__, "--size", *map(str, size), "--frames", str(FRAMES[size])]
+        code = f"import json, simulator; print(json.dumps(simulator.measure({size}, {FRAMES[size]})))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True,
+                              stdout=subprocess.PIPE)
         name = f"{size[0]}x{size[1]}"
-        figures[name] = {**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout), "aim": aim}
+        figures[name] = {**json.loads(done.stdout), "aim": aim}
         print(f"{name:>9}: {figures[name]['frames_per_second']:6.2f} frames/s on one core (aim {aim:g}), "
               f"{figures[name]['peak_memory_MiB']} MiB")
+    from utils import save_json, versions  # not above: a process starts with its parent's peak, and this brings torch
+
     if args.json:
         save_json({"figures": figures, "versions": versions()}, args.json)
 
