@@ -1,32 +1,30 @@
-"""The prepared layout on disk -> samples.
-
-    root/<list>.txt                          one frame name per line
-    root/images/<name>.png                   RGB in the gated camera's view
-    root/gated0|gated1|gated2/<name>.png     the three gated slices
-    root/gated_labels/<name>.txt             KITTI-like lines, boxes in the gated camera's 1280x720 frame
-
-Every file may also be a .jpg, of any size that is the same for the four images of a frame.
-"""
+"""The prepared layout -> samples: which frames, which classes, which boxes."""
 
 import contextlib
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils import DEFAULT_CLASSES, UserError, reason_of
+from layout import (
+    LABEL_HEIGHT,
+    LABEL_WIDTH,
+    PICTURES,
+    find_picture,
+    image_size,
+    parse_list,
+    read_labels,
+    read_list,
+    read_rgb,
+    read_slice,
+)
+from utils import DEFAULT_CLASSES, UserError
 
-LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
-SLICES = ("gated0", "gated1", "gated2")
-FOLDERS = {"rgb": ("images",), "rgb+gated": ("images", *SLICES)}
+FOLDERS = {"rgb": PICTURES[:1], "rgb+gated": PICTURES}
 MODALITY = {3: "rgb", 6: "rgb+gated"}
-LABEL_COLUMNS = (15, 16, 27)  # KITTI, KITTI with a score, Seeing Through Fog
 
 OFFICIAL_CLASSES = frozenset({
     "PassengerCar", "LargeVehicle", "RidableVehicle", "Vehicle", "Pedestrian", "PassengerCar_is_group",
@@ -111,16 +109,13 @@ class SeeingThroughFog(Dataset):
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def _find(self, folder: str, index: int) -> Path:
-        for suffix in (".png", ".jpg"):
-            file = self.root / folder / f"{self.names[index]}{suffix}"
-            if file.is_file():
-                return file
+        if file := find_picture(self.root, folder, self.names[index]):
+            return file
         raise UserError(f"{self._line(index)}: {self.root / folder / self.names[index]}.png (or .jpg) is missing: add "
                         "it, or take the frame off the list")
 
     def _line(self, index: int) -> str:
-        lines = self.list_file.read_text(encoding="utf-8-sig").splitlines()
-        return f"{self.list_file}:{1 + [frame_name(line) for line in lines].index(self.names[index])}"
+        return f"{self.list_file}:{parse_list(self.list_file)[0][self.names[index]]}"
 
     def _read_objects(self, index: int) -> list[tuple[int, tuple[float, ...]]]:
         """(label, box in 1280x720) of the classes that are trained."""
@@ -128,9 +123,9 @@ class SeeingThroughFog(Dataset):
         if not file.is_file():
             raise UserError(f"{self._line(index)}: {file} is missing: add it (an empty file says that nothing is "
                             "there), or take the frame off the list")
-        objects = read_labels(file)
-        self.present.update(name for name, _ in objects)
-        return [(self.label_of[name], box) for name, box in objects if name in self.label_of]
+        labels = read_labels(file)
+        self.present.update(label.name for label in labels)
+        return [(self.label_of[label.name], label.box) for label in labels if label.name in self.label_of]
 
     def _scaled_objects(self, index: int, width: int, height: int) -> tuple[Tensor, Tensor]:
         """Boxes `[N, 4]` in pixels of a width x height image, clipped to it, without empty ones; labels `[N]`."""
@@ -150,7 +145,7 @@ class SeeingThroughFog(Dataset):
         present = set(self.present)
         for file in sorted((self.root / "gated_labels").glob("*.txt")):
             with contextlib.suppress(UserError):  # a bad label of a frame that is not on the list does no harm here
-                present.update(name for name, _ in read_labels(file))
+                present.update(label.name for label in read_labels(file))
         if unknown := sorted(own - present):
             raise UserError(f"--classes: no label in {self.root / 'gated_labels'} is {unknown[0]!r}; they have: "
                             f"{', '.join(sorted(present)) or 'nothing'}")
@@ -168,120 +163,6 @@ def class_groups(classes: list[str] | tuple[str, ...]) -> list[list[str]]:
         if names.count(name) > 1:
             raise UserError(f"--classes {' '.join(classes)}: {name} stands twice, in words or in vru: name it once")
     return groups
-
-
-def frame_name(line: str) -> str:
-    """The name in one line of a list; the official split files write `recording,frame` for `recording_frame`."""
-    return line.strip().replace(",", "_")
-
-
-def read_list(file: Path) -> list[str]:
-    """Frame names of a list file, in order. Raises `UserError` where it is missing, empty, or names a frame twice."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: name another list, or make this one (a frame name per line)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as a list of frame names: {error}") from None
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        name = frame_name(line)
-        if not name:
-            continue
-        if "/" in name or "\\" in name or "\0" in name:
-            raise UserError(f"{file}:{number}: {name!r} is not a frame name: write the name alone, without a folder")
-        if name in first_line:
-            raise UserError(f"{file}:{number}: {name} stands in line {first_line[name]} already: remove one of them")
-        first_line[name] = number
-    if not first_line:
-        raise UserError(f"{file} is empty: write one frame name per line")
-    return list(first_line)
-
-
-def read_labels(file: Path) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """(class, box in 1280x720 label space) per line; lines of two-word `traffic ...` classes are left out.
-
-    Columns as in Seeing Through Fog's gated_labels (27) or KITTI (15, 16): class in column 0, box in columns 4-7.
-    Boxes without width or height are left out. Raises `UserError` with the line number.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as labels: {error}") from None
-    objects = []
-    for number, line in enumerate(lines, start=1):
-        columns = line.split()
-        if not columns or columns[0] == "traffic":
-            continue
-        if len(columns) not in LABEL_COLUMNS:
-            raise UserError(f"{file}:{number}: {len(columns)} columns, expected 27 (KITTI: 15 or 16): mend the line")
-        try:
-            x0, y0, x1, y1 = (float(column) for column in columns[4:8])
-        except ValueError:
-            raise UserError(f"{file}:{number}: columns 5-8 must be the box x0 y0 x1 y1 in numbers, not "
-                            f"'{' '.join(columns[4:8])}'") from None
-        if not all(math.isfinite(value) for value in (x0, y0, x1, y1)) or x1 < x0 or y1 < y0:
-            raise UserError(f"{file}:{number}: box {x0:g} {y0:g} {x1:g} {y1:g} is not x0 <= x1, y0 <= y1 in finite "
-                            "numbers: mend or remove the line")
-        if x1 > x0 and y1 > y0:
-            objects.append((columns[0], (x0, y0, x1, y1)))
-    return objects
-
-
-def read_rgb(file: Path) -> Tensor:
-    """An 8-bit picture as uint8 `[3, H, W]`."""
-    with readable(file) as image:
-        if image.mode.startswith("I"):
-            raise UserError(f"{file} has 16 bits per channel: RGB must have 8")
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def read_slice(file: Path) -> Tensor:
-    """A gated slice as uint8 `[1, H, W]`: 1 or 3 channels, 8 bits, or 10-bit values (0..1023) in 16 bits."""
-    with readable(file) as image:
-        if not image.tile:  # as for a WebP and for some broken JPEGs
-            raise OSError("not a whole PNG or JPEG")
-        rawmode = str(image.tile[0][3])
-        if image.mode.startswith("I"):
-            grey = np.array(image).astype(np.int32)
-        elif rawmode.startswith("RGB") and rawmode.endswith(";16B"):
-            grey = read_16_bit_colour(image)
-        else:
-            return torch.from_numpy(np.array(image.convert("L")))[None]
-    if grey.max() > 1023:
-        raise UserError(f"{file} has 16 bits and values up to {grey.max()}: expected 10-bit data (0..1023)")
-    return torch.from_numpy((grey >> 2).astype(np.uint8))[None]
-
-
-def read_16_bit_colour(image: Image.Image) -> np.ndarray:
-    """The mean of the channels, int32 `[H, W]`, of a 16-bit colour PNG.
-
-    Pillow keeps one byte of each 16-bit colour value: the first as the file says (big-endian), the second when told the
-    opposite byte order. The file is decoded once for each.
-    """
-    with Image.open(image.filename) as again:
-        codec, extents, offset, rawmode = again.tile[0]
-        again.tile = [(codec, extents, offset, rawmode.replace(";16B", ";16L"))]
-        low = np.array(again.convert("RGB")).astype(np.int32)
-    high = np.array(image.convert("RGB")).astype(np.int32)
-    return (256 * high + low).sum(axis=2) // 3
-
-
-@contextlib.contextmanager
-def readable(file: Path) -> Iterator[Image.Image]:
-    """`Image.open`, with the file and what to do in the error, whether it comes from the header or the pixels."""
-    try:
-        with Image.open(file) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read ({reason_of(error)}): restore it, or take the frame off the "
-                        "list") from None
-
-
-def image_size(file: Path) -> tuple[int, int]:
-    """(width, height) from the header, without decoding."""
-    with readable(file) as image:
-        return image.size
 
 
 def flip_horizontally(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import registration
-from dataset import LABEL_HEIGHT, LABEL_WIDTH, read_labels, read_list
+from layout import LABEL_HEIGHT, LABEL_WIDTH, read_labels, read_list, recording
 from raw_images import develop
 from registration import PREPARED_SIZE, Calibration, find_calibration
 from utils import (
@@ -106,11 +106,6 @@ def find_splits(source: Path, splits: Path | None) -> Path:
 
 
 # --------------------------------------------------------------------------------------------- which frames
-
-
-def recording(name: str) -> str:
-    """The drive a frame is from: its name before the last `_`."""
-    return name.rpartition("_")[0]
 
 
 def all_night(official: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -315,10 +310,9 @@ def write_lists(lists: dict[str, list[str]], condition_of: dict[str, str], out: 
 
 
 def has_unseen_person(out: Path, name: str) -> bool:
-    """Whether somebody in the frame is labelled as not visible in RGB (column 23, visibleRGB)."""
-    lines = (out / "gated_labels" / f"{name}.txt").read_text(encoding="utf-8-sig").splitlines()
-    return any(columns[0].startswith("Pedestrian") and columns[23:24] == ["False"] for columns in map(str.split, lines)
-               if columns)
+    """Whether somebody in the frame is labelled as not visible in RGB."""
+    return any(label.name.startswith("Pedestrian") and label.visible_rgb is False
+               for label in read_labels(out / "gated_labels" / f"{name}.txt"))
 
 
 def main() -> None:
