@@ -1,6 +1,7 @@
 """The prepared layout -> samples: which frames, which classes, which boxes."""
 
 import contextlib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ OFFICIAL_CLASSES = frozenset({
     "LargeVehicle_is_group", "RidableVehicle_is_group", "Vehicle_is_group", "Pedestrian_is_group", "Obstacle",
     "DontCare", "train", "person",
 })
+# What others leave out of training and evaluation: regions that nobody labelled one by one.
+USUALLY_IGNORED = ("DontCare", "Obstacle", "*_is_group")
 CLASS_SETS = {"vru": "Pedestrian,Pedestrian_is_group,RidableVehicle,RidableVehicle_is_group"}
 
 
@@ -40,29 +43,39 @@ class SeeingThroughFog(Dataset):
     A sample is `(image, target)`: `image` is uint8 `[3 or 6, H, W]`, 0..255, channels R, G, B (, gated0, gated1,
     gated2). `target` has `boxes` float32 `[N, 4]` (x0, y0, x1, y1 in pixels of the stored image), `labels` int64 `[N]`
     from 1, `area` float32 `[N]` in square pixels, `iscrowd` int64 `[N]`, `image_id` int64 (the position in the list)
-    and `name`. N may be 0.
+    and `name`. N may be 0. Ignore regions come last, with label 0 and `iscrowd` 1.
 
     `classes`: each entry is one label of the detector and names the label classes it is made of, with commas.
-    All labels are read here, so a bad one stops before training starts. Raises `UserError`.
+    `ignore`: see `ignored_patterns`. All labels are read here, so a bad one stops before training starts.
+    Raises `UserError`.
     """
 
     def __init__(self, root: str | Path, list_name: str, modality: str = "rgb+gated",
-                 classes: list[str] | tuple[str, ...] = DEFAULT_CLASSES, flip: bool = False) -> None:
+                 classes: list[str] | tuple[str, ...] = DEFAULT_CLASSES, ignore: list[str] | None = None,
+                 flip: bool = False) -> None:
         self.root = Path(root)
         self.list_file = self.root / f"{list_name}.txt"
         self.folders = FOLDERS[modality]
+        self.ignored = ignored_patterns(ignore)
         self.classes = class_groups(classes)
         self.flip = flip
         self.flip_seed = 0
-        self.label_of = {name: label for label, group in enumerate(self.classes, start=1) for name in group}
+        self.label_of = {name: label for label, group in enumerate(self.classes, start=1) for name in group
+                         if not self._is_ignored(name)}
         self.names = read_list(self.list_file)
         self.files = [[self._find(folder, index) for folder in self.folders] for index in range(len(self))]
         self.present: set[str] = set()
         self.objects = [self._read_objects(index) for index in range(len(self))]
         self._refuse_unknown_classes()
+        self._refuse_ignored_entries()
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there is anything to find: a box inside the picture, and no ignore region."""
+        return any(self._scaled_objects(index, LABEL_WIDTH, LABEL_HEIGHT)[1].any() for index in range(len(self)))
 
     @property
     def num_classes(self) -> int:
@@ -90,21 +103,26 @@ class SeeingThroughFog(Dataset):
             "boxes": boxes,
             "labels": labels,
             "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-            "iscrowd": torch.zeros_like(labels),
+            "iscrowd": (labels == 0).long(),
             "image_id": torch.tensor(index),
             "name": self.names[index],
         }
 
     def ground_truth(self) -> dict[str, list]:
-        """All frames and boxes as a COCO dictionary (boxes x, y, width, height), from labels and image headers."""
+        """All frames and boxes as a COCO dictionary (boxes x, y, width, height), from labels and image headers.
+
+        An ignore region is a crowd of every category: a detection on it counts neither as right nor as wrong.
+        """
         images, annotations = [], []
         for index, name in enumerate(self.names):
             width, height = image_size(self.files[index][0])
             images.append({"id": index, "file_name": name, "width": width, "height": height})
             boxes, labels = self._scaled_objects(index, width, height)
             for (x0, y0, x1, y1), label in zip(boxes.tolist(), labels.tolist(), strict=True):
-                annotations.append({"id": len(annotations) + 1, "image_id": index, "category_id": label,
-                                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0})
+                for category in [label] if label else range(1, self.num_classes):
+                    annotations.append({"id": len(annotations) + 1, "image_id": index, "category_id": category,
+                                        "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0),
+                                        "iscrowd": int(label == 0)})
         categories = [{"id": label, "name": "+".join(group)} for label, group in enumerate(self.classes, start=1)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -118,14 +136,18 @@ class SeeingThroughFog(Dataset):
         return f"{self.list_file}:{parse_list(self.list_file)[0][self.names[index]]}"
 
     def _read_objects(self, index: int) -> list[tuple[int, tuple[float, ...]]]:
-        """(label, box in 1280x720) of the classes that are trained."""
+        """(label, box in 1280x720) of the classes that are trained, then of the ignore regions, with label 0."""
         file = self.root / "gated_labels" / f"{self.names[index]}.txt"
         if not file.is_file():
             raise UserError(f"{self._line(index)}: {file} is missing: add it (an empty file says that nothing is "
                             "there), or take the frame off the list")
         labels = read_labels(file)
         self.present.update(label.name for label in labels)
-        return [(self.label_of[label.name], label.box) for label in labels if label.name in self.label_of]
+        return ([(self.label_of[label.name], label.box) for label in labels if label.name in self.label_of]
+                + [(0, label.box) for label in labels if self._is_ignored(label.name)])
+
+    def _is_ignored(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.ignored)
 
     def _scaled_objects(self, index: int, width: int, height: int) -> tuple[Tensor, Tensor]:
         """Boxes `[N, 4]` in pixels of a width x height image, clipped to it, without empty ones; labels `[N]`."""
@@ -139,7 +161,8 @@ class SeeingThroughFog(Dataset):
 
     def _refuse_unknown_classes(self) -> None:
         """A class that is neither official nor in any label file of the folder is most likely a typing error."""
-        own = set(self.label_of) - OFFICIAL_CLASSES
+        own = {name for group in self.classes for name in group} - OFFICIAL_CLASSES
+        own |= set(self.ignored) - OFFICIAL_CLASSES - set(USUALLY_IGNORED)
         if own <= self.present:
             return
         present = set(self.present)
@@ -147,8 +170,14 @@ class SeeingThroughFog(Dataset):
             with contextlib.suppress(UserError):  # a bad label of a frame that is not on the list does no harm here
                 present.update(label.name for label in read_labels(file))
         if unknown := sorted(own - present):
-            raise UserError(f"--classes: no label in {self.root / 'gated_labels'} is {unknown[0]!r}; they have: "
+            raise UserError(f"--{'ignore' if unknown[0] in self.ignored else 'classes'}: no label in "
+                            f"{self.root / 'gated_labels'} is {unknown[0]!r}; they have: "
                             f"{', '.join(sorted(present)) or 'nothing'}")
+
+    def _refuse_ignored_entries(self) -> None:
+        for group in self.classes:
+            if all(self._is_ignored(name) for name in group):
+                raise UserError(f"--ignore leaves nothing of --classes {','.join(group)}: take it off one of them")
 
 
 def class_groups(classes: list[str] | tuple[str, ...]) -> list[list[str]]:
@@ -163,6 +192,15 @@ def class_groups(classes: list[str] | tuple[str, ...]) -> list[list[str]]:
         if names.count(name) > 1:
             raise UserError(f"--classes {' '.join(classes)}: {name} stands twice, in words or in vru: name it once")
     return groups
+
+
+def ignored_patterns(ignore: list[str] | None) -> tuple[str, ...]:
+    """The label classes that `--ignore` names, as patterns: none where it is not given (None) or says `none`, the
+    usual ones (DontCare, Obstacle, every group) where it names nothing. An ignored class is not trained, whatever
+    `--classes` says; its boxes are no background in training and absorb detections in evaluation."""
+    if ignore is None or ignore == ["none"]:
+        return ()
+    return tuple(ignore) or USUALLY_IGNORED
 
 
 def flip_horizontally(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

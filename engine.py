@@ -65,7 +65,7 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
     """
     trained = nn.ModuleDict({"model": model, "also_trained": nn.Identity() if also_trained is None else also_trained})
     last_file, log_file = run_dir / "last.pth", run_dir / "log.jsonl"
-    if not val_loader.dataset.ground_truth()["annotations"]:
+    if not val_loader.dataset.has_boxes:
         raise UserError(f"{val_loader.dataset.list_file}: no frame has a box of the classes trained, so no validation "
                         "AP can be measured: name another --val-list or --classes")
     if arguments["resume"] and last_file.is_file():
@@ -78,7 +78,7 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
         state = {"epoch": 0, "iteration": 0, "best_AP": -1.0, "best_epoch": 0}
     refuse_unwritable(weights)
     refuse_unwritable(last_file)
-    if not any(train_loader.dataset.objects):
+    if not train_loader.dataset.has_boxes:
         print(f"warning: {train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing will be "
               "learned but background", file=sys.stderr)
     if measure:

@@ -14,6 +14,8 @@ from torch.hub import get_dir
 from torchvision.models import get_model_weights, resnet
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d
 
 LEVELS = ("0", "1", "2", "3")  # torchvision's names of P2..P5
@@ -31,12 +33,54 @@ class WeightsError(Exception):
     """Weights that are missing or do not fit. Its text is one line that says what to do."""
 
 
+def covered(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Which of boxes `[N, 4]` lie by half of their own area or more in one of regions `[M, 4]`: bool `[N]`."""
+    corner0 = torch.maximum(boxes[:, None, :2], regions[:, :2])
+    corner1 = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    inside = (corner1 - corner0).clamp(min=0).prod(dim=2)
+    return (inside >= 0.5 * (boxes[:, 2:] - boxes[:, :2]).prod(dim=1, keepdim=True)).any(dim=1)
+
+
+def spare_ignored(labels: Tensor, boxes: Tensor, regions: Tensor) -> Tensor:
+    """Training labels `[N]` of boxes `[N, 4]`, where background (0) on ignore regions `[M, 4]` becomes -1, which
+    torchvision's samplers pass over."""
+    spared = labels.masked_fill((labels == 0) & covered(boxes, regions), -1)
+    # Without a single box to learn from, the mean of the losses would be NaN.
+    return spared if (spared >= 0).any() else labels
+
+
+class SparingRPN(RegionProposalNetwork):
+    """Anchors on boxes with label 0 (ignore regions) are no background; without such boxes torchvision's own."""
+
+    def assign_targets_to_anchors(self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+                                  ) -> tuple[list[Tensor], list[Tensor]]:
+        objects = [{"boxes": target["boxes"][target["labels"] > 0]} for target in targets]
+        regions = [target["boxes"][target["labels"] == 0] for target in targets]
+        labels, matched = super().assign_targets_to_anchors(anchors, objects)
+        return [spare_ignored(*frame) for frame in zip(labels, anchors, regions, strict=True)], matched
+
+
+class SparingRoIHeads(RoIHeads):
+    """Proposals on boxes with label 0 (ignore regions) are no background; without such boxes torchvision's own.
+
+    The regions stand last in a target, so the places of matched boxes among the objects are theirs among all boxes.
+    """
+
+    def assign_targets_to_proposals(self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+                                    ) -> tuple[list[Tensor], list[Tensor]]:
+        regions = [boxes[labels == 0] for boxes, labels in zip(gt_boxes, gt_labels, strict=True)]
+        matched, labels = super().assign_targets_to_proposals(
+            proposals, [boxes[labels > 0] for boxes, labels in zip(gt_boxes, gt_labels, strict=True)],
+            [labels[labels > 0] for labels in gt_labels])
+        return matched, [spare_ignored(*frame) for frame in zip(labels, proposals, regions, strict=True)]
+
+
 class Detector(FasterRCNN):
     """torchvision's Faster R-CNN on a ResNet-FPN with any number of input channels, which also gives its features.
 
     Images are a list of `[channels, H, W]`, float 0..1 or uint8 0..255; boxes are in their pixels.
     Training: `detector(images, targets)` -> (losses, features). Evaluation: `detector(images)` -> detections.
-    `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`.
+    `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`. Boxes with label 0 are ignore regions.
 
     Frames are resized to `min_size` px on the shorter side, `max_size` at most on the longer. `rois` regions of each
     frame train the box head; in evaluation it is given `proposals`.
@@ -51,6 +95,8 @@ class Detector(FasterRCNN):
         super().__init__(extractor, num_classes, min_size=min_size, max_size=max_size,
                          image_mean=RGB_MEAN + gated * [GATED_MEAN], image_std=RGB_STD + gated * [GATED_STD],
                          box_batch_size_per_image=rois, rpn_post_nms_top_n_test=proposals)
+        # FasterRCNN makes both itself; these have the same state and differ only in what counts as background.
+        self.rpn.__class__, self.roi_heads.__class__ = SparingRPN, SparingRoIHeads
         self.settings = {"channels": channels, "num_classes": num_classes, "backbone": backbone, "norm": norm,
                          "min_size": min_size, "max_size": max_size, "proposals": proposals}
 
@@ -179,9 +225,9 @@ def refuse_bad_settings(settings: Any, file: str | Path) -> None:
         if name in settings and (type(settings[name]) is not int or settings[name] < 1):
             raise WeightsError(f"{file}: {name} is {settings[name]!r}, not a whole number of at least 1: mend or "
                                "remove it")
-    classes = settings.get("classes", [])
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise WeightsError(f"{file}: classes is {classes!r}, not a list of names: mend or remove it")
+    for name, names in (("classes", settings.get("classes", [])), ("ignore", settings.get("ignore") or [])):
+        if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+            raise WeightsError(f"{file}: {name} is {names!r}, not a list of names: mend or remove it")
 
 
 def read_content(file: str | Path) -> Any:

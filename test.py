@@ -9,7 +9,7 @@ classes from the JSON beside them or from a last.pth itself, else the published 
 import argparse
 from pathlib import Path
 
-from dataset import MODALITY, SeeingThroughFog, make_loader
+from dataset import MODALITY, SeeingThroughFog, ignored_patterns, make_loader
 from engine import predict
 from evaluation import coco_metrics, finite
 from models import WeightsError, load_detector, read_settings
@@ -39,6 +39,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lists", nargs="+", default=["val_night", "test_night"],
                         help="DATA/<list>.txt (published: val_night test_night)")
     parser.add_argument("--classes", nargs="+", metavar="A,B", help="as in training (default: as trained)")
+    parser.add_argument("--ignore", nargs="*", metavar="CLASS",
+                        help="label classes whose boxes absorb detections; `none` for none (default: as trained)")
     parser.add_argument("--min-size", type=at_least(1), help="shorter side in px (default: as trained, else 500)")
     parser.add_argument("--max-size", type=at_least(1), help="longer side in px (default: as trained, else 1333)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all COCO numbers")
@@ -56,15 +58,18 @@ def main() -> None:
     channels, num_classes = detector.settings["channels"], detector.settings["num_classes"]
     if channels not in MODALITY:
         raise WeightsError(f"{args.weights} takes {channels} channels: expected 3 (RGB) or 6 (RGB and gated)")
-    classes = args.classes or read_settings(args.weights).get("classes", DEFAULT_CLASSES)
-    datasets = {name: SeeingThroughFog(args.data, name, MODALITY[channels], classes) for name in args.lists}
+    trained_with = read_settings(args.weights)
+    classes = args.classes or trained_with.get("classes", DEFAULT_CLASSES)
+    ignore = trained_with.get("ignore") if args.ignore is None else args.ignore
+    datasets = {name: SeeingThroughFog(args.data, name, MODALITY[channels], classes, ignore) for name in args.lists}
     for dataset in datasets.values():
         if dataset.num_classes != num_classes:
             raise UserError(f"{args.weights} tells {num_classes - 1} classes apart, --classes names "
                             f"{dataset.num_classes - 1}: pass the --classes it was trained on")
 
     print(f"{args.weights}: {MODALITY[channels]}, {detector.settings['backbone']}, "
-          f"{detector.settings['min_size']} px, classes {' | '.join(classes)}")
+          f"{detector.settings['min_size']} px, classes {' | '.join(classes)}, "
+          f"ignored: {' '.join(ignored_patterns(ignore)) or 'nothing'}")
     metrics = {}
     for name, dataset in datasets.items():
         results = predict(detector, make_loader(dataset, args.batch_size, args.workers), args.amp)
@@ -77,7 +82,8 @@ def main() -> None:
     for name, values in metrics.items():
         print(f"{name:<14}{len(datasets[name]):>8}" + "".join(f"{values[metric]:>11.4f}" for metric in SHOWN))
     if args.json:
-        save_json({"weights": args.weights, "settings": detector.settings, "classes": classes, "data": args.data,
+        save_json({"weights": args.weights, "settings": detector.settings, "classes": classes,
+                   "ignore": ignored_patterns(ignore), "data": args.data,
                    "amp": args.amp, "metrics": {name: finite(values) for name, values in metrics.items()},
                    "versions": versions()}, args.json)
 

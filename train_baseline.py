@@ -19,8 +19,8 @@ def main() -> None:
     seed_everything(args.seed)
 
     # Data
-    train_set = SeeingThroughFog(args.data, args.train_list, "rgb", args.classes, args.flip)
-    val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes)
+    train_set = SeeingThroughFog(args.data, args.train_list, "rgb", args.classes, args.ignore, args.flip)
+    val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
     train_loader = make_loader(train_set, args.batch_size, args.workers, shuffle=True)
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
@@ -39,7 +39,8 @@ def main() -> None:
     optimizer = SGD(baseline.parameters(), args.lr, momentum=0.9, weight_decay=0.0005)
 
     fit(baseline, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "baseline.pth",
-        run_dir=args.run_dir, settings={**baseline.settings, "classes": args.classes}, arguments=vars(args))
+        run_dir=args.run_dir, settings={**baseline.settings, "classes": args.classes, "ignore": args.ignore},
+        arguments=vars(args))
 
 
 if __name__ == "__main__":

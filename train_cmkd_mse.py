@@ -33,9 +33,9 @@ def main() -> None:
     seed_everything(args.seed)
 
     # Data: the student trains on the RGB channels of the frames that the teacher sees whole.
-    train_set = SeeingThroughFog(args.data, args.train_list, "rgb+gated", args.classes, args.flip)
-    val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes)
-    teacher_val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes)
+    train_set = SeeingThroughFog(args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip)
+    val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
+    teacher_val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
     train_loader = make_loader(train_set, args.batch_size, args.workers, shuffle=True)
     val_loader = make_loader(val_set, args.batch_size, args.workers)
     teacher_val_loader = make_loader(teacher_val_set, args.batch_size, args.workers)
@@ -59,7 +59,7 @@ def main() -> None:
     optimizer = SGD(student.parameters(), args.lr, momentum=0.9, weight_decay=0.0005)
 
     fit(student, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "cmkd_mse.pth",
-        run_dir=args.run_dir, settings={**student.settings, "classes": args.classes},
+        run_dir=args.run_dir, settings={**student.settings, "classes": args.classes, "ignore": args.ignore},
         arguments=vars(args),
         measure=lambda: {"teacher_AP": report_teacher(teacher, teacher_val_loader, args.amp)})
 

@@ -118,6 +118,9 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
     parser.add_argument("--classes", nargs="+", default=list(DEFAULT_CLASSES), metavar="A,B",
                         help="label classes; each argument is one label of the detector, made of the classes it "
                              f"names; vru = all pedestrians and riders (published: {DEFAULT_CLASSES[0]})")
+    parser.add_argument("--ignore", nargs="*", metavar="CLASS",
+                        help="label classes whose boxes are no background; without names DontCare, Obstacle and every "
+                             "*_is_group (published: off)")
     parser.add_argument("--flip", action="store_true", help="random horizontal flips (published: off)")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="at most (published: 100)")
     parser.add_argument("--lr", type=positive_float, default=0.005, help="SGD learning rate (published: 0.005)")

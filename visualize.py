@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_pil_image
 
 from dataset import SeeingThroughFog
-from models import Detector, WeightsError, load_detector, read_settings
+from models import Detector, WeightsError, covered, load_detector, read_settings
 from utils import (
     DEFAULT_CLASSES,
     OneLineParser,
@@ -79,14 +79,14 @@ def truth_tile(image: Tensor, target: dict) -> Image.Image:
     brightest = int((image[3:6] * inside).sum(dim=(1, 2)).argmax())
     picture, scale = tile(image[3 + brightest : 4 + brightest])
     draw = ImageDraw.Draw(picture)
-    for box in (target["boxes"] * scale).tolist():
+    for box in (target["boxes"][target["labels"] > 0] * scale).tolist():
         draw_box(draw, box, TRUTH)
     draw.text((6, picture.height - 6), f"slice {brightest}", fill="white", font=ImageFont.load_default(12), anchor="ls")
     return picture
 
 
 def detection_tile(detector: Detector, image: Tensor, target: dict, min_score: float) -> Image.Image:
-    """A network's hits, false alarms and misses on the RGB picture."""
+    """A network's hits, false alarms and misses on the RGB picture. What lies on an ignore region is none of these."""
     picture, scale = tile(image[:3])
     draw = ImageDraw.Draw(picture)
     with torch.inference_mode():
@@ -94,14 +94,17 @@ def detection_tile(detector: Detector, image: Tensor, target: dict, min_score: f
         [detections] = detector([image[: detector.settings["channels"]].to(device)])
     sure = detections["scores"] >= min_score
     boxes, scores = detections["boxes"][sure].cpu(), detections["scores"][sure].tolist()
-    hits, found = match(boxes, detections["labels"][sure].cpu(), target["boxes"], target["labels"])
-    for box, was_found in zip((target["boxes"] * scale).tolist(), found, strict=True):
+    is_object = target["labels"] > 0
+    truth = target["boxes"][is_object]
+    hits, found = match(boxes, detections["labels"][sure].cpu(), truth, target["labels"][is_object])
+    ignored = covered(boxes, target["boxes"][~is_object]).tolist()
+    for box, was_found in zip((truth * scale).tolist(), found, strict=True):
         if not was_found:
             draw_box(draw, box, MISSED, width=1, below="x")
-    for box, score, hit in zip((boxes * scale).tolist(), scores, hits, strict=True):
+    for box, score, hit, on_region in zip((boxes * scale).tolist(), scores, hits, ignored, strict=True):
         if hit:
             draw_box(draw, box, HIT, width=3, above=f"{score:.2f}")
-        else:
+        elif not on_region:
             draw_box(draw, box, FALSE_ALARM, inside="?")
     return picture
 
@@ -147,8 +150,10 @@ def main() -> None:
 
     detectors = [(title, load_detector(file).to(args.device).eval())
                  for title, file in zip(titles(args.compare), args.compare, strict=True)]
-    classes = read_settings(args.compare[0]).get("classes", DEFAULT_CLASSES)
-    sheet = gallery(SeeingThroughFog(args.data, args.list, "rgb+gated", classes), detectors, args.frames, args.score)
+    trained_with = read_settings(args.compare[0])
+    dataset = SeeingThroughFog(args.data, args.list, "rgb+gated", trained_with.get("classes", DEFAULT_CLASSES),
+                               trained_with.get("ignore"))
+    sheet = gallery(dataset, detectors, args.frames, args.score)
     write_atomically(args.out, lambda unfinished: sheet.save(unfinished, "PNG"))
     print(f"{args.out}: {sheet.width}x{sheet.height}")
 

@@ -10,6 +10,7 @@ from conftest import label_line, write_frame
 from PIL import Image
 
 from dataset import SeeingThroughFog, make_loader
+from evaluation import coco_metrics, to_coco_results
 from utils import UserError
 
 
@@ -215,3 +216,52 @@ def test_own_class_and_a_bad_label_of_another_frame(frames):
 def test_unknown_class(frames):
     with pytest.raises(UserError, match="'Pedestrain'.*they have: Pedestrian"):
         SeeingThroughFog(frames, "train_night", classes=["Pedestrain"])
+
+
+IGNORE_LINES = (label_line(box=(0, 0, 64, 72)), label_line("Pedestrian_is_group", (640, 0, 1280, 360)),
+                label_line("DontCare", (0, 360, 640, 720)), label_line("PassengerCar", (10, 10, 600, 300)))
+
+
+@pytest.mark.parametrize(("ignore", "labels"), [
+    (None, [1, 1]), (["none"], [1, 1]), ([], [1, 0, 0]), (["DontCare"], [1, 1, 0]), (["PassengerCar"], [1, 1, 0]),
+])
+def test_ignore_regions_come_last_with_label_0(tmp_path, ignore, labels):
+    write_frame(tmp_path, "a", (1280, 720), "".join(IGNORE_LINES[::-1]))
+    (tmp_path / "one.txt").write_text("a\n")
+    dataset = SeeingThroughFog(tmp_path, "one", ignore=ignore)
+    target = dataset[0][1]
+    assert target["labels"].tolist() == labels
+    assert target["iscrowd"].tolist() == [int(label == 0) for label in labels]
+    if ignore == []:
+        assert target["boxes"].tolist() == [[0, 0, 64, 72], [0, 360, 640, 720], [640, 0, 1280, 360]]
+    assert [one["iscrowd"] for one in dataset.ground_truth()["annotations"]] == target["iscrowd"].tolist()
+
+
+def test_an_ignore_region_is_a_crowd_of_every_category(tmp_path):
+    write_frame(tmp_path, "a", (1280, 720), IGNORE_LINES[2] + IGNORE_LINES[3])
+    (tmp_path / "one.txt").write_text("a\n")
+    dataset = SeeingThroughFog(tmp_path, "one", classes=["Pedestrian", "PassengerCar"], ignore=["DontCare"])
+    found = [(one["category_id"], one["iscrowd"]) for one in dataset.ground_truth()["annotations"]]
+    assert found == [(2, 0), (1, 1), (2, 1)]
+    assert dataset.has_boxes
+    assert not SeeingThroughFog(tmp_path, "one", classes=["Pedestrian"], ignore=["DontCare"]).has_boxes
+
+
+def test_a_detection_on_an_ignore_region_costs_nothing(tmp_path):
+    write_frame(tmp_path, "a", (1280, 720), IGNORE_LINES[0] + IGNORE_LINES[2])
+    (tmp_path / "one.txt").write_text("a\n")
+    detections = [{"boxes": torch.tensor([[100.0, 400.0, 200.0, 600.0], [0.0, 0.0, 64.0, 72.0]]),
+                   "labels": torch.tensor([1, 1]), "scores": torch.tensor([0.9, 0.5])}]
+    for ignore, expected in ((None, 0.5), ([], 1.0)):
+        dataset = SeeingThroughFog(tmp_path, "one", ignore=ignore)
+        results = to_coco_results(detections, [dataset[0][1]])
+        assert coco_metrics(dataset.ground_truth(), results)["AP"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("ignore", "message"), [
+    (["Pedestrian", "Pedestrian_is_group"], "leaves nothing of --classes Pedestrian,Pedestrian_is_group"),
+    (["Dontcare"], "--ignore: no label in .* is 'Dontcare'"),
+])
+def test_ignore_that_cannot_be_meant(frames, ignore, message):
+    with pytest.raises(UserError, match=message):
+        SeeingThroughFog(frames, "train_night", ignore=ignore)

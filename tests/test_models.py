@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d
 
 from models import (
@@ -399,3 +401,52 @@ def test_teacher_is_frozen_and_has_six_channels(tmp_path):
         load_teacher(saved(tmp_path, small(3).state_dict()), 64, 1333)
     with pytest.raises(WeightsError, match=r"run train_teacher.py first, or pass --teacher"):
         load_teacher(tmp_path / "missing.pth", 64, 1333)
+
+
+def target_of(*boxes):
+    """(label, box) pairs -> a torchvision target."""
+    return {"labels": torch.tensor([label for label, _ in boxes], dtype=torch.int64),
+            "boxes": torch.tensor([box for _, box in boxes], dtype=torch.float32).reshape(-1, 4)}
+
+
+PERSON, REGION = (1, [10, 10, 30, 60]), (0, [60, 0, 160, 96])
+
+
+def test_without_ignore_regions_training_is_torchvisions():
+    detector = build_detector(3, 2, "resnet18", "none", rois=16, min_size=64, max_size=128).train()
+    images, targets = [torch.rand(3, 96, 160) for _ in range(2)], [target_of(PERSON), target_of()]
+    torch.manual_seed(3)
+    ours, _ = detector(images, targets)
+    detector.rpn.__class__, detector.roi_heads.__class__ = RegionProposalNetwork, RoIHeads
+    torch.manual_seed(3)
+    theirs, _ = detector(images, targets)
+    assert same(ours, theirs)
+
+
+def test_what_lies_on_an_ignore_region_is_no_background():
+    detector = build_detector(3, 2, "resnet18", "none")
+    boxes = torch.tensor([[10.0, 10, 30, 60], [70, 10, 90, 50], [40, 10, 70, 50], [50, 10, 80, 50], [0, 60, 20, 90]])
+    #                      the person          inside           a third inside     two thirds       outside
+    [anchor_labels], [matched] = detector.rpn.assign_targets_to_anchors([boxes], [target_of(PERSON, REGION)])
+    assert anchor_labels.tolist() == [1, -1, 0, -1, 0]
+    assert matched[0].tolist() == PERSON[1]
+    target = target_of(PERSON, REGION)
+    places, labels = detector.roi_heads.assign_targets_to_proposals([boxes], [target["boxes"]], [target["labels"]])
+    assert labels[0].tolist() == [1, -1, 0, -1, 0]
+    assert places[0][0] == 0
+
+
+def test_a_person_on_an_ignore_region_is_trained():
+    detector = build_detector(3, 2, "resnet18", "none")
+    person = (1, [70, 10, 90, 50])
+    [labels], _ = detector.rpn.assign_targets_to_anchors([torch.tensor([person[1]]).float()],
+                                                         [target_of(person, REGION)])
+    assert labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("regions", [[REGION], [(0, [0, 0, 160, 96])]])
+def test_frames_with_ignore_regions_alone_give_finite_losses(regions):
+    detector = build_detector(3, 2, "resnet18", "none", rois=16, min_size=64, max_size=128).train()
+    losses, _ = detector([torch.rand(3, 96, 160) for _ in range(2)], [target_of(*regions)] * 2)
+    assert all(torch.isfinite(value) for value in losses.values())
+    sum(losses.values()).backward()

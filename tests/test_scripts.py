@@ -255,3 +255,15 @@ def test_results_table():
     rows = results_table(metrics).splitlines()
     assert rows[4] == "| cmkd_mse | RGB | 25.0 | 50.0 | 25.0 | 50.0 | 50 % | 50 % |"
     assert rows[5].endswith("| -10 % | -10 % |")
+
+
+def test_ignore_regions_from_training_to_evaluation(synthetic, copy_of, tmp_path):
+    data = copy_of(synthetic)
+    for file in (data / "gated_labels").glob("*.txt"):
+        file.write_text(file.read_text() + label_line("DontCare", (0, 0, 1280, 300)))
+    run_script("train_baseline.py", "--data", data, "--out", tmp_path, "--run-dir", tmp_path / "run", "--ignore",
+               "--max-iterations", 2, *TINY)
+    test = ["test.py", "--weights", tmp_path / "baseline.pth", "--data", data, "--lists", "val_night", "--device",
+            "cpu", "--workers", 0]
+    assert "ignored: DontCare Obstacle *_is_group" in run_script(*test).stdout
+    assert "ignored: nothing" in run_script(*test, "--ignore", "none").stdout
