@@ -84,8 +84,8 @@ def read_pictures(root: Path, name: str, place: str) -> tuple[tuple[int, int] | 
     for folder, read in (("images", read_rgb), *((folder, read_slice) for folder in SLICES)):
         file = find_picture(root, folder, name)
         if file is None:
-            errors.append(f"{place}: {root / folder / name}.png (or .jpg) is missing: add it, or take the frame off the "
-                          "list")
+            errors.append(f"{place}: {root / folder / name}.png (or .jpg) is missing: add it, or take the frame off "
+                          "the list")
             continue
         try:
             height, width = read(file).shape[-2:]
@@ -254,8 +254,8 @@ def condition_table(lists: Lists, frames: dict[str, Frame]) -> str:
 def sizes_line(frames: dict[str, Frame]) -> str:
     """The sizes of pictures, the most frequent first."""
     sizes = Counter(frame.size for frame in frames.values() if frame.size).most_common()
-    shown = [f"{width}x{height} ({count} frames)" for (width, height), count in sizes[:4]]
-    return f"picture sizes: {', '.join(shown) or 'none'}" + f" and {len(sizes) - 4} more" * (len(sizes) > 4)
+    shown = [f"{count} of {width}x{height}" for (width, height), count in sizes[:4]]
+    return f"picture sizes: {', '.join(shown) or 'none'}" + f" and {len(sizes) - 4} other sizes" * (len(sizes) > 4)
 
 
 # --------------------------------------------------------------------------------------------- all of it
@@ -280,7 +280,8 @@ def check(root: Path, workers: int, sheet: Path | None = None) -> None:
     print(list_table(lists, frames), class_table(frames), condition_table(lists, frames), sizes_line(frames),
           sep="\n\n")
     print(f"errors: {len(errors)}")
-    print("warnings:", ", ".join(f"{len(kind)} {what}" for what, kind in warnings.items() if kind) or 0)
+    print(f"warnings: {sum(map(len, warnings.values()))}",
+          *(f"({what}: {len(kind)})" for what, kind in warnings.items() if kind))
     if sheet:
         sound = {name: frame.labels for name, frame in frames.items() if not frame.errors}
         picture = contact_sheet(root, lists, sound, SHEET_ROWS)

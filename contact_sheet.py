@@ -6,9 +6,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from layout import LABEL_HEIGHT, LABEL_WIDTH, SLICES, Label, find_picture, read_rgb, read_slice
 
-TILE_WIDTH, TITLE, GAP = 320, 20, 6
-# Okabe and Ito's colour-blind-safe hues with the width of their line, which tells the same without colour.
-LOOKS = {True: ("#009E73", 2), False: ("#CC79A7", 3), None: ("#56B4E9", 1)}
+TILE_WIDTH, TITLE, GAP, DASH = 320, 20, 6, 4
+# Okabe and Ito's colour-blind-safe hues; a line's width and the gaps between its dashes tell the same without colour.
+LOOKS = {True: ("#009E73", 2, 0), False: ("#CC79A7", 2, 3), None: ("#56B4E9", 1, 0)}
 LEGEND = {True: "visible in RGB", False: "not visible in RGB", None: "visibility not labelled"}
 
 
@@ -27,16 +27,27 @@ def choose(lists: dict[str, dict[str, int]], frames: dict[str, list[Label]], cou
     return spread(chosen, count)
 
 
+def draw_box(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], visible: bool | None) -> None:
+    """The line around a box (x0, y0, x1, y1 in px of the tile), in the look of its visibility."""
+    colour, width, gap = LOOKS[visible]
+    x0, y0, x1, y1 = (round(value) for value in box)
+    for x in range(x0 - width, x1 + width + 1, DASH + gap):
+        for y in (y0 - width, y1 + 1):
+            draw.rectangle((x, y, min(x + DASH - 1, x1 + width), y + width - 1), fill=colour)
+    for y in range(y0 - width, y1 + width + 1, DASH + gap):
+        for x in (x0 - width, x1 + 1):
+            draw.rectangle((x, y, x + width - 1, min(y + DASH - 1, y1 + width)), fill=colour)
+
+
 def tile(picture: Image.Image, labels: list[Label]) -> Image.Image:
     """A picture at the tile's width, with a line around each box."""
     small = picture.convert("RGB").resize((TILE_WIDTH, max(1, round(picture.height * TILE_WIDTH / picture.width))),
                                           Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(small)
+    across, down = small.width / LABEL_WIDTH, small.height / LABEL_HEIGHT
     for label in labels:
-        colour, width = LOOKS[label.visible_rgb]
-        x0, x1 = (value * small.width / LABEL_WIDTH for value in label.box[::2])
-        y0, y1 = (value * small.height / LABEL_HEIGHT for value in label.box[1::2])
-        draw.rectangle((x0 - width, y0 - width, x1 + width, y1 + width), outline=colour, width=width)
+        x0, y0, x1, y1 = label.box
+        draw_box(draw, (x0 * across, y0 * down, x1 * across, y1 * down), label.visible_rgb)
     return small
 
 
@@ -57,9 +68,8 @@ def contact_sheet(root: Path, lists: dict[str, dict[str, int]], frames: dict[str
     draw = ImageDraw.Draw(sheet)
     left = GAP
     for visible, text in LEGEND.items():
-        colour, width = LOOKS[visible]
-        draw.rectangle((left, 6, left + 16, 18), outline=colour, width=width)
-        draw.text((left + 24, 12), text, fill="black", font=font, anchor="lm")
+        draw_box(draw, (left + 2, 5, left + 18, 15), visible)
+        draw.text((left + 26, 11), text, fill="black", font=font, anchor="lm")
         left += 60 + round(draw.textlength(text, font))
     top = TITLE
     for column, title in enumerate(("RGB", *SLICES)):
