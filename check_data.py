@@ -122,7 +122,7 @@ def read_boxes(root: Path, name: str, place: str) -> tuple[list[Label], list[str
         x0, y0, x1, y1 = clip(label.box)
         inside = x0 < x1 and y0 < y1
         if (x0, y0, x1, y1) != label.box:
-            warnings.append(f"{file}:{label.line}: box {' '.join(f'{value:g}' for value in label.box)} lies "
+            warnings.append(f"{file}:{label.line}: box {' '.join(f'{value:.10g}' for value in label.box)} lies "
                             + ("partly outside 1280x720: it is clipped" if inside else "outside 1280x720: it is "
                                "left out"))
         if inside:
@@ -277,6 +277,8 @@ def check(root: Path, workers: int, sheet: Path | None = None) -> None:
         print(f"error: {error}")
     for warning in (warning for kind in warnings.values() for warning in kind):
         print(f"warning: {warning}")
+    if errors or any(warnings.values()):
+        print()
     print(list_table(lists, frames), class_table(frames), condition_table(lists, frames), sizes_line(frames),
           sep="\n\n")
     print(f"errors: {len(errors)}")

@@ -158,7 +158,7 @@ def test_frames_of_own_lists_need_no_night(frames, check):
 @pytest.mark.parametrize(("box", "text"), [
     ((-5, 0, 9, 9), "box -5 0 9 9 lies partly outside 1280x720: it is clipped"),
     ((0, -0.5, 9, 9), "box 0 -0.5 9 9 lies partly outside 1280x720: it is clipped"),
-    ((0, 0, 1280.5, 9), "box 0 0 1280.5 9 lies partly outside 1280x720: it is clipped"),
+    ((0, 0, 1280.0004, 9), "box 0 0 1280.0004 9 lies partly outside 1280x720: it is clipped"),
     ((0, 0, 9, 721), "box 0 0 9 721 lies partly outside 1280x720: it is clipped"),
     ((1280, 0, 1290, 9), "box 1280 0 1290 9 lies outside 1280x720: it is left out"),
     ((0, 0, 1280, 720), None),
