@@ -1,6 +1,7 @@
 """The prepared layout -> samples: which frames, which classes, which boxes."""
 
 import contextlib
+import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from check_data import check
 from layout import (
     LABEL_HEIGHT,
     LABEL_WIDTH,
@@ -22,7 +24,7 @@ from layout import (
     read_rgb,
     read_slice,
 )
-from utils import DEFAULT_CLASSES, UserError
+from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, run
 
 FOLDERS = {"rgb": PICTURES[:1], "rgb+gated": PICTURES}
 MODALITY = {3: "rgb", 6: "rgb+gated"}
@@ -219,3 +221,18 @@ def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffl
     """A loader of (images, targets); with `shuffle`, `loader.generator` decides the order."""
     return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, collate_fn=collate,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+
+
+def main() -> None:
+    parser = OneLineParser(description="Check a prepared folder: every file of every list is read, every problem named "
+                                       "with file and line, and what is there is counted. Exit code 2 where training "
+                                       "would not run, else 0.")
+    parser.add_argument("--check", type=Path, required=True, metavar="DATA", help="prepared data folder")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also write a PNG of some frames with their boxes")
+    parser.add_argument("--workers", type=at_least(1), default=os.cpu_count(), help="processes (default: all cores)")
+    args = parser.parse_args()
+    check(args.check, args.workers, args.sheet)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -25,6 +25,7 @@ from utils import UserError, reason_of
 LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
 SLICES = ("gated0", "gated1", "gated2")
 PICTURES = ("images", *SLICES)
+LONGEST_NAME = 250  # bytes; file systems take 255, with the suffix
 LABEL_COLUMNS = (15, 16, 27)  # KITTI, KITTI with a score, Seeing Through Fog
 VISIBLE = {"True": True, "False": False}  # any other text says that it is not known
 
@@ -81,8 +82,9 @@ def parse_list(file: Path) -> tuple[dict[str, int], list[str]]:
     problems = []
     for number, line in enumerate(lines, start=1):
         name = frame_name(line)
-        if "/" in name or "\\" in name or "\0" in name:
-            problems.append(f"{file}:{number}: {name!r} is not a frame name: write the name alone, without a folder")
+        if "/" in name or "\\" in name or "\0" in name or len(name.encode()) > LONGEST_NAME:
+            problems.append(f"{file}:{number}: {name[:80]!r} is not a frame name: write the name alone, without a "
+                            "folder")
         elif name in first_line:
             problems.append(f"{file}:{number}: {name} stands in line {first_line[name]} already: remove one of them")
         elif name:
