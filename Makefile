@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(RUN) reproduce.py --out runs/demo
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .

@@ -1,7 +1,10 @@
 """The prepared layout -> samples: which frames, which classes, which boxes."""
 
 import contextlib
+import math
 import os
+import signal
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+import distributed
 from check_data import check
 from layout import (
     LABEL_HEIGHT,
@@ -62,6 +66,8 @@ class SeeingThroughFog(Dataset):
         self.classes = class_groups(classes)
         self.flip = flip
         self.flip_seed = 0
+        self.skip_bad = False
+        self.reading = torch.zeros(0, 2, dtype=torch.int64)
         self.label_of = {name: label for label, group in enumerate(self.classes, start=1) for name in group
                          if not self._is_ignored(name)}
         self.names = read_list(self.list_file)
@@ -89,6 +95,24 @@ class SeeingThroughFog(Dataset):
         self.flip_seed = seed
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """A sample. With `skip_bad`, the next frame that can be read stands in for one that cannot, and the target
+        has the reasons by name as `unreadable`."""
+        index = range(len(self))[index]  # its IndexError ends a loop over the dataset
+        if worker := get_worker_info():
+            self.reading[worker.id] = torch.tensor([os.getpid(), index])
+        unreadable = {}
+        for other in (*range(index, len(self)), *range(index)):
+            try:
+                image, target = self._read(other)
+            except UserError as error:
+                if not self.skip_bad:
+                    raise
+                unreadable[self.names[other]] = str(error)
+            else:
+                return image, ({**target, "unreadable": unreadable} if unreadable else target)
+        raise UserError(f"{self.list_file}: no frame can be read; {unreadable[self.names[index]]}")
+
+    def _read(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         rgb_file, *slice_files = self.files[index]
         image = read_rgb(rgb_file)
         height, width = image.shape[-2:]
@@ -217,10 +241,51 @@ def collate(samples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict
     return list(images), list(targets)
 
 
+class TrainingBatches(Sampler[list[int]]):
+    """This process's part of every batch of an epoch, whose order follows from a seed.
+
+    Of several processes each takes `batch_size` frames of a batch, and as many as the others of the last one, for
+    which frames are taken twice where it can't be divided.
+    """
+
+    def __init__(self, frames: int, batch_size: int) -> None:
+        self.frames, self.batch_size = frames, batch_size * distributed.world_size()
+        self.begin(seed=0)
+
+    def begin(self, seed: int, frames_done: int = 0) -> None:
+        """Choose the order of the next epoch, and start after the whole batches in its first `frames_done` frames."""
+        self.order = torch.randperm(self.frames, generator=torch.Generator().manual_seed(seed)).tolist()
+        self.first = frames_done // self.batch_size
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return math.ceil(self.frames / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, len(self)):
+            batch = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+            share = math.ceil(len(batch) / distributed.world_size())
+            batch += [self.order[index % self.frames] for index in range(share * distributed.world_size() - len(batch))]
+            yield batch[distributed.rank() * share : (distributed.rank() + 1) * share]
+
+
 def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffle: bool = False) -> DataLoader:
-    """A loader of (images, targets); with `shuffle`, `loader.generator` decides the order."""
-    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, collate_fn=collate,
+    """A loader of (images, targets), of several processes each its part: for training (`shuffle`) in batches of
+    `TrainingBatches`, else in order, each frame once."""
+    dataset.reading = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
+    batches = ({"batch_sampler": TrainingBatches(len(dataset), batch_size)} if shuffle else
+               {"batch_size": batch_size,
+                "sampler": range(distributed.rank(), len(dataset), distributed.world_size())})
+    # The generator is for the seeds that workers get: drawn from torch's own, they would shift all that follows.
+    return DataLoader(dataset, **batches, num_workers=workers, collate_fn=collate, worker_init_fn=leave_signals,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+
+
+def leave_signals(_: int) -> None:
+    """Ctrl-C and SIGTERM, often sent to all processes of a run, are for the main one. A loader process takes no notice
+    of the first and ends by the second without a failure, as it is also how the main process ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def main() -> None:

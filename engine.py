@@ -4,9 +4,8 @@ It knows nothing of teachers, losses or discriminators: a train script passes `c
 summed, minimised and logged by their keys.
 """
 
-import json
 import math
-import sys
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import checkpoint
+import distributed
 from evaluation import coco_metrics, finite, to_coco_results
+from failures import StopRequest, explained
 from utils import (
     UserError,
     append_record,
@@ -27,13 +30,13 @@ from utils import (
     save_torch,
     seed_everything,
     versions,
+    warn,
 )
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 WARM_UP_ITERATIONS, WARM_UP_START = 1000, 0.001
 EPOCHS_PER_DECAY, DECAY = 5, 0.1
-MAY_CHANGE_ON_RESUME = {"epochs", "patience", "max_iterations", "workers", "device", "resume", "data", "run_dir"}
 
 
 def learning_rate(base: float, epoch: int, step: int, steps_per_epoch: int) -> float:
@@ -58,117 +61,245 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
     `model` is what is validated and whose best state_dict goes to `weights`, with `settings` (what evaluation needs to
     know) and `arguments` as JSON beside it. `also_trained` (discriminators) is trained along and kept in the training
     checkpoint. Everything trained must be in `optimizer`. `arguments` are the script's parsed options: `epochs`,
-    `patience`, `seed`, `amp`, `resume` and `max_iterations` steer the loop, all are logged. `measure` is what is worth
-    knowing before training and takes long: it is called once nothing speaks against the run, and adds to `settings`.
-    Raises `UserError` for a run that is there already, settings that changed on resume, files that cannot be written,
-    or a non-finite loss.
+    `patience`, `seed`, `amp`, `resume`, `max_iterations` and others steer the loop, all are logged. `measure` is what
+    is worth knowing before training and takes long: it is called once nothing speaks against the run, and adds to
+    `settings`. Raises `UserError` for a run that is there already, settings that changed on resume, files that cannot
+    be read or written, too little memory, or a loss that is not finite; ends the program on Ctrl-C and SIGTERM once the
+    step is done and saved.
     """
     trained = nn.ModuleDict({"model": model, "also_trained": nn.Identity() if also_trained is None else also_trained})
-    last_file, log_file = run_dir / "last.pth", run_dir / "log.jsonl"
+    log_file = run_dir / "log.jsonl"
     if not val_loader.dataset.has_boxes:
         raise UserError(f"{val_loader.dataset.list_file}: no frame has a box of the classes trained, so no validation "
                         "AP can be measured: name another --val-list or --classes")
-    if arguments["resume"] and last_file.is_file():
-        state = restore(last_file, trained, optimizer, arguments)
-        print(f"going on after epoch {state['epoch']} of {last_file}; best AP {state['best_AP']:.4f}")
-    else:
-        # A run that stopped in its first epoch has a log and no state yet: it starts anew.
+    if arguments["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    distributed.synchronise_norms(trained)
+    train_loader.dataset.skip_bad = arguments["skip_bad"] > 0
+    state = restored(run_dir, trained, optimizer, arguments) if arguments["resume"] else None
+    if state is None:
+        # A run that stopped before its first checkpoint has a log and no state: it starts anew.
         if not (arguments["resume"] and log_file.is_file()):
-            refuse_overwriting(run_dir, weights)
-        state = {"epoch": 0, "iteration": 0, "best_AP": -1.0, "best_epoch": 0}
-    refuse_unwritable(weights)
-    refuse_unwritable(last_file)
+            distributed.on_first(lambda: checkpoint.refuse_overwriting(run_dir, weights))
+        state = {"epoch": 0, "iteration": 0, "best_AP": -1.0, "best_epoch": 0, "skipped": {}, "under_way": None}
+    if len(set(distributed.gather(state["iteration"]))) > 1:
+        raise UserError(f"{run_dir} is not the same on all machines: put --run-dir in a folder that they share")
+    distributed.on_first(lambda: (refuse_unwritable(weights), refuse_unwritable(log_file),
+                                  checkpoint.cut_log(log_file, state["epoch"])))
     if not train_loader.dataset.has_boxes:
-        print(f"warning: {train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing will be "
-              "learned but background", file=sys.stderr)
-    if measure:
-        settings = {**settings, **measure()}
-    append_record(log_file, {"arguments": arguments, "settings": settings, "versions": versions(),
-                             "start": time.strftime("%F %T")})
+        warn(f"{train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing will be learned "
+             "but background")
 
-    while has_work_left(state, arguments):
-        started = time.perf_counter()
-        state["epoch"] += 1
-        losses = train_one_epoch(trained, compute_losses, optimizer, train_loader, state, arguments)
-        trained_at = time.perf_counter()
-        metrics = evaluate(model, val_loader, arguments["amp"])
-        if metrics["AP"] > state["best_AP"]:
-            state.update(best_AP=metrics["AP"], best_epoch=state["epoch"])
-            save_torch(model.state_dict(), weights)
-            save_json({**settings, "epoch": state["epoch"], "val": finite(metrics), "arguments": arguments,
-                       "versions": versions()}, weights.with_suffix(".json"))
-        append_record(log_file, {
-            **state, "losses": losses, "val": finite(metrics), "lr": optimizer.param_groups[0]["lr"],
-            "train_seconds": trained_at - started, "val_seconds": time.perf_counter() - trained_at,
-        })
-        save_torch({"model": model.state_dict(), "also_trained": trained["also_trained"].state_dict(),
-                    "optimizer": optimizer.state_dict(), "state": state, "arguments": comparable(arguments)}, last_file)
-        print(f"epoch {state['epoch']}: loss {sum(losses.values()):.4f}  val AP {metrics['AP']:.4f}  "
-              f"AP50 {metrics['AP50']:.4f}  best AP {state['best_AP']:.4f} (epoch {state['best_epoch']})")
+    def save() -> None:
+        random_states = distributed.gather(checkpoint.random_states())
+        if distributed.rank() == 0:
+            checkpoint.save(run_dir, {
+                "model": model.state_dict(), "also_trained": trained["also_trained"].state_dict(),
+                "optimizer": optimizer.state_dict(), "state": state, "random_states": random_states,
+                "arguments": checkpoint.comparable(arguments)})
+
+    with StopRequest() as stop, explained(train_loader, arguments):
+        if measure:
+            settings = {**settings, **measure()}
+        if distributed.rank() == 0:
+            append_record(log_file, {"arguments": arguments, "settings": settings, "versions": versions(),
+                                     "processes": distributed.world_size(), "start": time.strftime("%F %T")})
+        while has_work_left(state, arguments):
+            losses, train_seconds = train_one_epoch(trained, compute_losses, optimizer, train_loader, state, arguments,
+                                                    run_dir, stop, save)
+            started = time.perf_counter()
+            metrics = evaluate(model, val_loader, arguments["amp"], stop)
+            state.update(epoch=state["epoch"] + 1, under_way=None)
+            if metrics["AP"] > state["best_AP"]:
+                state.update(best_AP=metrics["AP"], best_epoch=state["epoch"])
+                if distributed.rank() == 0:
+                    save_torch(model.state_dict(), weights)
+                    save_json({**settings, "epoch": state["epoch"], "val": finite(metrics), "arguments": arguments,
+                               "versions": versions()}, weights.with_suffix(".json"))
+            if distributed.rank() == 0:
+                append_record(log_file, {
+                    **{name: state[name] for name in ("epoch", "iteration", "best_AP", "best_epoch")},
+                    "skipped": len(state["skipped"]), "losses": losses, "val": finite(metrics),
+                    "lr": optimizer.param_groups[0]["lr"], "train_seconds": train_seconds,
+                    "val_seconds": time.perf_counter() - started})
+            save()
+            print(f"epoch {state['epoch']}: loss {sum(losses.values()):.4f}  val AP {metrics['AP']:.4f}  "
+                  f"AP50 {metrics['AP50']:.4f}  best AP {state['best_AP']:.4f} (epoch {state['best_epoch']})")
     print(f"best AP {state['best_AP']:.4f} at epoch {state['best_epoch']}: {weights}; log: {log_file}")
 
 
+def restored(run_dir: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, arguments: dict[str, Any]
+             ) -> dict[str, Any] | None:
+    """Load the newest checkpoint of a run, where there is one, into networks and optimizer; return the loop's state.
+
+    Raises `UserError` for other settings, and for a file that is no training checkpoint of these networks.
+    """
+    if not (found := checkpoint.load(run_dir)):
+        return None
+    content, file = found
+    try:
+        checkpoint.refuse_other_settings(run_dir, content["arguments"], checkpoint.comparable(arguments))
+        for name in ("model", "also_trained"):
+            trained[name].load_state_dict(content[name])
+        optimizer.load_state_dict(content["optimizer"])
+        state = {name: content["state"][name] for name in ("epoch", "iteration", "best_AP", "best_epoch", "skipped",
+                                                           "under_way")}
+        if state["under_way"]:
+            state["under_way"]["random_states"] = content["random_states"]
+    except UserError:
+        raise
+    except Exception as error:  # whatever else a file may hold
+        raise checkpoint.not_a_checkpoint(file, reason_of(error)) from None
+    within = f" and {state['under_way']['steps']} steps" if state["under_way"] else ""
+    print(f"going on after epoch {state['epoch']}{within} of {file}; best AP {state['best_AP']:.4f}")
+    return state
+
+
 def has_work_left(state: dict[str, Any], arguments: dict[str, Any]) -> bool:
-    """Whether epochs, patience and `max_iterations` all allow another epoch."""
-    return (state["epoch"] < arguments["epochs"] and state["epoch"] - state["best_epoch"] <= arguments["patience"]
-            and state["iteration"] < (arguments["max_iterations"] or math.inf))
+    """Whether an epoch is under way, or epochs, patience and `max_iterations` all allow another one."""
+    return state["under_way"] is not None or (
+        state["epoch"] < arguments["epochs"] and state["epoch"] - state["best_epoch"] <= arguments["patience"]
+        and state["iteration"] < (arguments["max_iterations"] or math.inf))
 
 
 def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]],
                     optimizer: torch.optim.Optimizer, loader: DataLoader, state: dict[str, Any],
-                    arguments: dict[str, Any]) -> dict[str, float]:
-    """One pass over the frames, ended early at `max_iterations`; counts `state["iteration"]`; mean losses by key.
+                    arguments: dict[str, Any], run_dir: Path, stop: StopRequest, save: Callable[[], None]
+                    ) -> tuple[dict[str, float], float]:
+    """The rest of an epoch, ended early at `max_iterations`: mean losses by key, and the seconds it took.
 
-    Raises `UserError` for a non-finite loss, before the step is taken.
+    Counts `state["iteration"]`, and keeps in `state["under_way"]` what a resumed run needs to go on from any step.
+    Calls `save` every `checkpoint_minutes`, before it leaves on a stop request, and at the end.
     """
     device = next(trained.parameters()).device
-    epoch_seed = seed_everything(arguments["seed"], state["epoch"])
-    loader.generator.manual_seed(epoch_seed)
-    loader.dataset.seed_flips(epoch_seed)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    epoch = state["epoch"] + 1
+    progress = state["under_way"] = begin_epoch(loader, epoch, state["under_way"], arguments["seed"])
     trained.train()
-    first_iteration, sums = state["iteration"], {}
-    progress = bar(f"epoch {state['epoch']}", loader)
-    for step, (images, targets) in enumerate(loader):
-        rate = learning_rate(arguments["lr"], state["epoch"], step, len(loader))
+    first_step = loader.batch_sampler.first
+    steps_left = min(len(loader) - first_step, max(0, (arguments["max_iterations"] or math.inf) - state["iteration"]))
+    batches = iter(loader)
+    last_step_at = saved_at = time.perf_counter()
+    shown = bar(f"epoch {epoch}", loader, progress["frames"])
+    for step in range(first_step, first_step + steps_left):
+        try:
+            images, targets = next(batches)
+        except RuntimeError:
+            # SIGTERM may be sent to the loader's processes too.
+            if not stop.signal or distributed.world_size() > 1:
+                raise
+            save()
+            stop.leave(f"before step {step + 1} of epoch {epoch}")
+        rate = learning_rate(arguments["lr"], epoch, step, len(loader))
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments["amp"]):
             losses = compute_losses(to_device((images, targets), device))
-        total = sum(losses.values())
-        # One transfer for all values, and the only wait for the device in the step: a step on a non-finite loss would
-        # destroy the network, so it has to be known before.
-        values = dict(zip(losses, torch.stack([loss.detach().float() for loss in losses.values()]).tolist(),
-                          strict=True))
-        refuse_non_finite(values, targets, state)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        sum(losses.values()).backward()
+        distributed.average_gradients(parameters)
+        distributed.average_norm_statistics(trained)
+        now = time.perf_counter()
+        values, (unreadable, stops, overdue) = read_back(
+            {**losses, "gradient_norm": norm_of_gradients(parameters)},
+            [sum("unreadable" in target for target in targets), stop.signal > 0,
+             now - saved_at > 60 * arguments["checkpoint_minutes"]])
+        refuse_non_finite(values, targets, epoch, state["iteration"] + 1, run_dir)
+        if unreadable:
+            note_unreadable(targets, state["skipped"], arguments["skip_bad"])
         optimizer.step()
+        del values["gradient_norm"]
         state["iteration"] += 1
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
+        progress["frames"] += loader.batch_sampler.batch_size
+        progress["steps"] += 1
+        progress["sums"] = {name: progress["sums"].get(name, 0.0) + value for name, value in values.items()}
+        progress["seconds"] += now - last_step_at
+        last_step_at = now
         # The first two are what a terminal of 80 columns has room for.
-        progress.set_postfix({"lr": rate, "loss": sum(values.values()),
-                              **{name.removeprefix("loss_"): value for name, value in values.items()}}, refresh=False)
-        progress.update(len(images))
-        if state["iteration"] >= (arguments["max_iterations"] or math.inf):
-            break
-    progress.close()
-    return {name: value / (state["iteration"] - first_iteration) for name, value in sums.items()}
+        shown.set_postfix({"lr": rate, "loss": sum(values.values()),
+                           **{name.removeprefix("loss_"): value for name, value in values.items()}}, refresh=False)
+        shown.update(len(images) * distributed.world_size())
+        if stops or overdue:
+            save()
+            saved_at = now
+        if stops:
+            shown.close()
+            stop.leave(f"after step {step + 1} of epoch {epoch}")
+    shown.close()
+    save()
+    return {name: value / progress["steps"] for name, value in progress["sums"].items()}, progress["seconds"]
 
 
-def refuse_non_finite(losses: dict[str, float], targets: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """Raise `UserError` that names the losses and frames of a batch whose loss is NaN or infinite."""
-    if all(math.isfinite(value) for value in losses.values()):
+def begin_epoch(loader: DataLoader, epoch: int, under_way: dict[str, Any] | None, seed: int) -> dict[str, Any]:
+    """Set all random numbers and the frames' order for an epoch, or for the rest of one that is `under_way`; return
+    the record of its progress.
+
+    Other processes than before draw other random numbers, and go on after the last batch that was whole for them.
+    """
+    epoch_seed = seed_everything(seed, epoch)
+    seed_everything(seed, epoch, distributed.rank())
+    progress = {"frames": 0, "steps": 0, "sums": {}, "seconds": 0.0, "random_states": [], **(under_way or {})}
+    if distributed.rank() < len(random_states := progress.pop("random_states")):
+        checkpoint.set_random_states(random_states[distributed.rank()])
+    loader.batch_sampler.begin(epoch_seed, progress["frames"])
+    loader.dataset.seed_flips(epoch_seed)
+    return progress
+
+
+def norm_of_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """The Euclidean norm of all gradients together, a scalar."""
+    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def read_back(values: dict[str, Tensor], counts: list[int]) -> tuple[dict[str, float], list[float]]:
+    """The mean of each value over all processes, and the sum of each count.
+
+    One transfer for all of them, and the only wait for the device in a step: a step on a loss or a gradient that is not
+    finite would destroy the network, so it has to be known before.
+    """
+    scalars = [value.detach().float() for value in values.values()]
+    both = torch.cat([torch.stack(scalars), torch.tensor(counts, device=scalars[0].device, dtype=torch.float32)])
+    everywhere = distributed.total(both).tolist()
+    means = [value / distributed.world_size() for value in everywhere[: len(scalars)]]
+    return dict(zip(values, means, strict=True)), everywhere[len(scalars):]
+
+
+def refuse_non_finite(values: dict[str, float], targets: list[dict[str, Any]], epoch: int, step: int, run_dir: Path
+                      ) -> None:
+    """Raise `UserError` where a loss or the gradient's norm is NaN or infinite; RUN_DIR/nonfinite.json has it all."""
+    if all(math.isfinite(value) for value in values.values()):
         return
-    raise UserError(f"non-finite loss at epoch {state['epoch']}, step {state['iteration'] + 1}: "
-                    + ", ".join(f"{name} {value:g}" for name, value in losses.items())
-                    + f"; frames {', '.join(target['name'] for target in targets)}; the step was not taken and earlier "
-                    "checkpoints stand: lower --lr, or look at these frames")
+    frames = [name for part in distributed.gather([target["name"] for target in targets]) for name in part]
+    if distributed.rank() == 0:
+        save_json({"epoch": epoch, "step": step, "frames": frames,
+                   **{name: str(value) for name, value in values.items()}}, run_dir / "nonfinite.json")
+    text = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    raise UserError(f"non-finite loss or gradient at epoch {epoch}, step {step}: {text}; frames {', '.join(frames)} "
+                    f"({run_dir / 'nonfinite.json'}); the step was not taken and earlier checkpoints stand: lower "
+                    "--lr, or look at these frames")
+
+
+def note_unreadable(targets: list[dict[str, Any]], skipped: dict[str, str], allowed: int) -> None:
+    """Add to `skipped`, name -> reason, and warn of, the frames of this step that could not be read; raise `UserError`
+    where they are more than `--skip-bad`."""
+    for part in distributed.gather([target.get("unreadable", {}) for target in targets]):
+        found = {name: reason for unreadable in part for name, reason in unreadable.items() if name not in skipped}
+        for name, reason in found.items():
+            warn(f"skipped {name}: {reason}")
+        skipped.update(found)
+    if len(skipped) > allowed:
+        raise UserError(f"{len(skipped)} frames cannot be read and --skip-bad allows {allowed}; the last: "
+                        f"{list(skipped.values())[-1]}")
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader, amp: bool = False) -> list[dict[str, Any]]:
-    """Detections of every frame of the loader as COCO results, boxes in pixels of the stored images."""
+def predict(model: nn.Module, loader: DataLoader, amp: bool = False, stop: StopRequest | None = None
+            ) -> list[dict[str, Any]]:
+    """Detections of every frame of the loader's list as COCO results, boxes in pixels of the stored images, by frame.
+
+    Several processes share the work, and each gets all results. A `stop` request is heeded between batches.
+    """
     device = next(model.parameters()).device
     model.eval()
     results, progress = [], bar(loader.dataset.list_file.stem, loader)
@@ -177,14 +308,21 @@ def predict(model: nn.Module, loader: DataLoader, amp: bool = False) -> list[dic
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             detections = model(images)
         results += to_coco_results(detections, targets)
-        progress.update(len(images))
+        progress.update(len(images) * distributed.world_size())
+        # Of several processes one must not leave the others waiting: they stop after the next step.
+        if stop and stop.signal and distributed.world_size() == 1:
+            progress.close()
+            stop.leave("while validating")
     progress.close()
-    return results
+    everywhere = [result for part in distributed.gather(results) for result in part]
+    return sorted(everywhere, key=lambda result: result["image_id"])
 
 
-def evaluate(model: nn.Module, loader: DataLoader, amp: bool = False) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: DataLoader, amp: bool = False, stop: StopRequest | None = None
+             ) -> dict[str, float]:
     """COCO's twelve numbers of a model on the loader's list."""
-    return coco_metrics(loader.dataset.ground_truth(), predict(model, loader, amp))
+    results = predict(model, loader, amp, stop)
+    return distributed.on_first(lambda: coco_metrics(loader.dataset.ground_truth(), results))
 
 
 def report_teacher(teacher: nn.Module, loader: DataLoader, amp: bool = False) -> float:
@@ -192,14 +330,15 @@ def report_teacher(teacher: nn.Module, loader: DataLoader, amp: bool = False) ->
     ap = evaluate(teacher, loader, amp)["AP"]
     print(f"teacher: val AP {ap:.4f}")
     if not ap > 0.01:
-        print("warning: a teacher with an AP near 0 has nothing to teach: check --teacher, --data, --val-list and the "
-              "image size it was trained at", file=sys.stderr)
+        warn("a teacher with an AP near 0 has nothing to teach: check --teacher, --data, --val-list and the image size "
+             "it was trained at")
     return ap
 
 
-def bar(title: str, loader: DataLoader) -> tqdm:
-    """A progress bar over a loader's frames, in img/s; none where the output is a file."""
-    return tqdm(desc=title, total=len(loader.dataset), unit="img", leave=False, dynamic_ncols=True, disable=None)
+def bar(title: str, loader: DataLoader, frames_done: int = 0) -> tqdm:
+    """A progress bar over a list's frames, in img/s; none where the output is a file or another process has one."""
+    return tqdm(desc=title, initial=frames_done, total=len(loader.dataset), unit="img", leave=False, dynamic_ncols=True,
+                disable=True if distributed.rank() else None)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -208,46 +347,3 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return ([image.to(device, non_blocking=True) for image in images],
             [{name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
               for name, value in target.items()} for target in targets])
-
-
-def restore(file: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, arguments: dict[str, Any]
-            ) -> dict[str, Any]:
-    """Load a training checkpoint into the networks and the optimizer; return the loop's state.
-
-    Raises `UserError` for other settings, and for a file that is no training checkpoint of these networks.
-    """
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        refuse_other_settings(file.parent, checkpoint["arguments"], comparable(arguments))
-        for name in ("model", "also_trained"):
-            trained[name].load_state_dict(checkpoint[name])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        return {name: checkpoint["state"][name] for name in ("epoch", "iteration", "best_AP", "best_epoch")}
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can fail in any of torch's, pickle's or zipfile's ways
-        raise UserError(f"{file} is not a training checkpoint of this run ({reason_of(error)}): remove it to start "
-                        "anew, or choose another --run-dir") from None
-
-
-def refuse_other_settings(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `UserError` where a run would go on with other settings than it was started with."""
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise UserError(f"{run_dir} was started with {name} {before.get(name)}, not {value}: pass the same, or "
-                            "start a new run with another --run-dir and --out")
-
-
-def refuse_overwriting(run_dir: Path, weights: Path) -> None:
-    """Raise `UserError` where a new run would destroy an old one."""
-    for file in (run_dir / "log.jsonl", weights):
-        if file.exists():
-            raise UserError(f"{file} is there from an earlier run: pass --resume to go on with it, choose another "
-                            "--run-dir and --out, or remove it")
-
-
-def comparable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that decide a result, as plain values; a path is the same however it is written."""
-    return json.loads(json.dumps({name: value.resolve() if isinstance(value, Path) else value
-                                  for name, value in arguments.items() if name not in MAY_CHANGE_ON_RESUME},
-                                 default=str))

@@ -2,6 +2,7 @@
 adversary of CMKD-Adv: gradient reversal and one domain discriminator per pyramid level."""
 
 import json
+import pickle
 import re
 import sys
 from functools import partial
@@ -236,7 +237,10 @@ def read_content(file: str | Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{file} is missing: train it first, or give another file") from None
-    except Exception as error:  # a damaged file can fail in any of torch's, pickle's or zipfile's ways
+    except pickle.UnpicklingError:
+        raise WeightsError(f"{file} cannot be read as weights: it is damaged, or holds more than tensors and plain "
+                           "values, which could run code") from None
+    except Exception as error:  # a damaged file can fail in any of torch's or zipfile's ways
         raise WeightsError(f"{file} cannot be read as weights ({reason_of(error)})") from None
 
 

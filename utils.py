@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import torchvision
 
+import distributed
+
 REPOSITORY = Path(__file__).resolve().parent
 DEFAULT_CLASSES = ("Pedestrian,Pedestrian_is_group",)
 
@@ -27,14 +29,33 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], None], *expected: type[Exception]) -> None:
-    """Call `main`; end `UserError` and the `expected` errors in one line on stderr and exit code 2."""
+    """Call `main`; end `UserError` and the `expected` errors in one line on stderr and exit code 2. Under torchrun, the
+    line says which process it is from, and processes that end because of another one say nothing."""
+    distributed.start()
     try:
         main()
     except (UserError, *expected) as error:
         # A loader worker sends its error wrapped in the worker's traceback; our own text is the end of it.
-        message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.splitlines())}", file=sys.stderr)
+        message = " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].splitlines())
+        process = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
+        print(f"{Path(sys.argv[0]).name}: error: {process}{message}", file=sys.stderr)
         sys.exit(2)
+    except distributed.EndedElsewhereError:
+        sys.exit(2)
+    except RuntimeError as error:
+        if not distributed.lost_a_process(error):
+            raise
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        distributed.end()
+
+
+def warn(text: str) -> None:
+    """A warning on stderr; of several processes, the first one's."""
+    if distributed.rank() == 0:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def reason_of(error: Exception) -> str:
@@ -139,6 +160,13 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
     parser.add_argument("--proposals", type=at_least(1), default=1000,
                         help="regions per frame that the box head judges in evaluation (published: 1000)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of all random numbers (published: none)")
+    parser.add_argument("--deterministic", action="store_true",
+                        help="the same result from the same seed on CUDA too, where it costs time; a CPU needs no flag "
+                             "(published: off)")
+    parser.add_argument("--skip-bad", type=at_least(0), default=0, metavar="N",
+                        help="go on past up to N training frames that cannot be read (default: stop at the first)")
+    parser.add_argument("--checkpoint-minutes", type=positive_float, default=10.0, metavar="N",
+                        help="save the training state every N minutes, and after every epoch (default: 10)")
     parser.add_argument("--resume", action="store_true", help="go on from RUN_DIR/last.pth where there is one")
     parser.add_argument("--out", type=Path, default=Path("weights"), help=f"folder of the best weights, {name}.pth")
     parser.add_argument("--run-dir", type=Path, default=Path("runs") / name, help="folder of log and last state")
@@ -146,13 +174,13 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
     return parser
 
 
-def seed_everything(seed: int, epoch: int = 0) -> int:
-    """Seed Python, numpy and torch from (seed, epoch); return the derived 32-bit seed.
+def seed_everything(*seeds: int) -> int:
+    """Seed Python, numpy and torch from whole numbers, as (seed, epoch); return the derived 32-bit seed.
 
     Seeding again at each epoch makes an epoch's random numbers a function of its number, so a resumed run draws what
     an uninterrupted one would have drawn.
     """
-    derived = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    derived = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     random.seed(derived)
     np.random.seed(derived)
     torch.manual_seed(derived)
@@ -175,12 +203,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         unfinished.chmod(0o644)
         unfinished.replace(path)
+        synchronise_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): name another place, or make room "
                         "there") from None
     finally:
         if unfinished:
             unfinished.unlink(missing_ok=True)
+
+
+def synchronise_folder(folder: Path) -> None:
+    """Have the disk know of a renamed file, where the system can (POSIX)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -209,9 +246,11 @@ def save_json(value: Any, path: Path) -> None:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line to a log."""
+    """Append one JSON line to a log, and have it on the disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, default=str) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,8 @@ import torch
 from conftest import label_line, write_frame
 from PIL import Image
 
-from dataset import SeeingThroughFog, make_loader
+import distributed
+from dataset import SeeingThroughFog, TrainingBatches, make_loader
 from evaluation import coco_metrics, to_coco_results
 from utils import UserError
 
@@ -21,6 +22,12 @@ def test_six_channels_in_order(frames):
     assert image[:, 0, 0].tolist() == [0, 1, 2, 10, 20, 30]
     assert target["name"] == "a"
     assert torch.equal(SeeingThroughFog(frames, "train_night", "rgb")[0][0], image[:3])
+
+
+def test_a_loop_over_the_dataset_ends(frames):
+    dataset = SeeingThroughFog(frames, "train_night")
+    assert [target["name"] for _, target in dataset] == ["a", "b"]
+    assert dataset[-1][1]["name"] == "b"
 
 
 @pytest.mark.parametrize("size", [(1280, 768), (213, 128), (640, 480)])
@@ -143,15 +150,46 @@ def test_flip_mirrors_all_channels_and_boxes(tmp_path):
     assert was_flipped != [not torch.equal(plain[index][0], flipped[index][0]) for index in range(20)]
 
 
-def test_loader_order_is_its_generators(frames):
+def test_the_order_follows_from_the_seed(frames):
     loader = make_loader(SeeingThroughFog(frames, "train_night"), batch_size=1, workers=0, shuffle=True)
 
-    def order(seed):
-        loader.generator.manual_seed(seed)
+    def order(seed, frames_done=0):
+        loader.batch_sampler.begin(seed, frames_done)
         return [targets[0]["name"] for _, targets in loader]
 
     assert order(1) == order(1)
     assert len({tuple(order(seed)) for seed in range(10)}) == 2
+    assert order(1, frames_done=1) == order(1)[1:]
+
+
+@pytest.mark.parametrize(("frames", "batch_size", "world"), [(10, 2, 1), (10, 2, 2), (11, 2, 2), (1, 2, 3), (9, 4, 2)])
+def test_processes_share_every_batch(monkeypatch, frames, batch_size, world):
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        batches = TrainingBatches(frames, batch_size)
+        batches.begin(seed=3)
+        assert len(list(batches)) == len(batches)
+        parts.append(list(batches))
+    for step, shares in enumerate(zip(*parts, strict=True)):
+        assert len({len(share) for share in shares}) == 1  # a mean of means is the mean
+        expected = batches.order[step * batch_size * world : (step + 1) * batch_size * world]
+        assert [index for share in shares for index in share][: len(expected)] == expected
+    seen = [index for share in parts for batch in share for index in batch]
+    assert set(seen) == set(range(frames))
+    assert len(seen) - frames < world
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_in_evaluation_each_frame_is_read_once(frames, monkeypatch, world):
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    names = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        loader = make_loader(SeeingThroughFog(frames, "val_night"), batch_size=2, workers=0)
+        names += [target["name"] for _, targets in loader for target in targets]
+    assert sorted(names) == ["a", "b"]
 
 
 def replace_label(frames, text):

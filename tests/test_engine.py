@@ -64,7 +64,7 @@ def one_frame(tmp_path):
 
 def arguments(**changes):
     return {"epochs": 20, "patience": 1, "seed": 0, "amp": False, "resume": False, "max_iterations": None, "lr": 1.0,
-            **changes}
+            "deterministic": False, "skip_bad": 0, "checkpoint_minutes": 10.0, **changes}
 
 
 def run_fit(one_frame, tmp_path, model, loss=None, out="w", run_dir="run", measure=None, **changes):
@@ -136,27 +136,24 @@ def test_resume_of_another_run_leaves_finished_weights(one_frame, tmp_path):
 def test_resume_without_a_state_starts_anew(one_frame, tmp_path):
     """Stopped in epoch 1: a log and perhaps weights, but no last.pth."""
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
-    (tmp_path / "run/last.pth").unlink()
+    for name in ("last.pth", "previous.pth"):
+        (tmp_path / "run" / name).unlink()
     log = run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
-    assert [record.get("epoch") for record in log] == [None, 1, None, 1, 2]
+    assert [record.get("epoch") for record in log] == [None, None, 1, 2]
     assert json.loads((tmp_path / "w/seer.json").read_text())["arguments"]["epochs"] == 2
 
 
 @pytest.mark.parametrize("content", [
-    "no checkpoint",
     {"steps": torch.zeros(1)},
     {"model": {"steps": torch.zeros(2)}, "arguments": {}},
     {"model": {"steps": torch.zeros(1)}, "also_trained": {}, "optimizer": 3, "arguments": {}},
-], ids=["text", "state_dict", "shapes", "optimizer"])
+], ids=["state_dict", "shapes", "optimizer"])
 def test_bad_state_is_named(one_frame, tmp_path, content):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     last = tmp_path / "run/last.pth"
     if "arguments" in content:
         content = {**content, "arguments": torch.load(last, weights_only=True)["arguments"]}
-    if isinstance(content, dict):
-        torch.save(content, last)
-    else:
-        last.write_text(content)
+    torch.save(content, last)
     before = last.read_bytes()
     with pytest.raises(UserError) as error:
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
@@ -221,7 +218,7 @@ def test_amp_autocasts_training_and_validation(one_frame, tmp_path, amp):
 
 def test_progress_shows_rate_and_loss_at_80_columns(one_frame, tmp_path, monkeypatch):
     terminal = io.StringIO()
-    monkeypatch.setattr(engine, "bar", lambda title, loader: tqdm(
+    monkeypatch.setattr(engine, "bar", lambda title, loader, *_: tqdm(
         desc="epoch 100", total=100_000, unit="img", file=terminal, ncols=80, mininterval=0, miniters=1))
     model = Seer({1})
     names = ("loss_classifier", "loss_box_reg", "kd_mse")
@@ -245,7 +242,7 @@ def test_non_finite_loss_stops_before_the_step(one_frame, tmp_path):
         run_fit(one_frame, tmp_path, model, lambda model: -model.steps.sum() * (1 if model.epoch < 3 else math.nan))
     message = str(error.value)
     assert "loss nan" in message
-    assert "frames a;" in message
+    assert "; frames a (" in message
     assert "epoch 3, step 3" in message
     assert model.steps.item() == pytest.approx(2.0)
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["state"]["epoch"] == 2

@@ -11,9 +11,8 @@ import torch
 from conftest import NAMES, ROOT, TINY, label_line, run_script, the_error
 from PIL import Image
 from pycocotools.coco import COCO
-from torch.utils.data import RandomSampler, SequentialSampler
 
-from dataset import FOLDERS, SeeingThroughFog
+from dataset import FOLDERS, SeeingThroughFog, TrainingBatches
 from evaluation import coco_metrics, finite
 from models import build_detector
 from reproduce import gap_closed, results_table
@@ -54,8 +53,9 @@ def test_what_a_train_script_hands_to_fit(frames, tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
     script.main()
     [((_, _, _, train, val), named)] = calls
-    assert (train.dataset.list_file.stem, train.dataset.flip, type(train.sampler)) == ("other", True, RandomSampler)
-    assert (val.dataset.list_file.stem, val.dataset.flip, type(val.sampler)) == ("val_night", False, SequentialSampler)
+    assert (train.dataset.list_file.stem, train.dataset.flip) == ("other", True)
+    assert (type(train.batch_sampler), train.batch_sampler.batch_size) == (TrainingBatches, 2)
+    assert (val.dataset.list_file.stem, val.dataset.flip, list(val.sampler)) == ("val_night", False, [0, 1])
     assert val.dataset.folders == FOLDERS["rgb+gated" if name == "teacher" else "rgb"]
     assert named["arguments"]["amp"] is True
     assert ("measure" in named) == name.startswith("cmkd")
@@ -128,32 +128,6 @@ def test_a_training_checkpoint_is_tested_as_it_was_trained(trained, synthetic, t
     assert "64 px" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["settings"]["proposals"], report["amp"]) == (50, True)
-
-
-def test_resume_equals_an_uninterrupted_run(synthetic, tmp_path, trained):
-    """Weights to the bit, epoch count, schedule and best score; the adversarial script has the most to restore."""
-    common = ["--data", synthetic, "--flip", "--teacher", trained / "weights/teacher.pth", *TINY]
-
-    def folders(name):
-        return ["--out", tmp_path / name, "--run-dir", tmp_path / name / "run"]
-
-    run_script("train_cmkd_adv.py", *common, *folders("whole"), "--epochs", 3, "--workers", 2)
-    run_script("train_cmkd_adv.py", *common, *folders("parts"), "--epochs", 1)
-    done = run_script("train_cmkd_adv.py", *common, *folders("parts"), "--epochs", 3, "--resume")
-    assert "going on after epoch 1" in done.stdout
-    logs = []
-    for name in ("whole", "parts"):
-        records = [json.loads(line) for line in (tmp_path / name / "run/log.jsonl").read_text().splitlines()]
-        logs.append([{key: value for key, value in record.items() if not key.endswith("seconds")}
-                     for record in records if "epoch" in record])
-    assert [record["epoch"] for record in logs[1]] == [1, 2, 3]
-    assert logs[0] == logs[1]
-    whole, parts = (torch.load(tmp_path / name / "run/last.pth", weights_only=True) for name in ("whole", "parts"))
-    for part in ("model", "also_trained"):
-        assert all(torch.equal(whole[part][key], parts[part][key]) for key in whole[part])
-    assert whole["state"] == parts["state"]
-    best = [torch.load(tmp_path / name / "cmkd_adv.pth", weights_only=True) for name in ("whole", "parts")]
-    assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
 
 
 def test_loss_falls_on_a_few_frames(synthetic, tmp_path):

@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {file.stem for file in ROOT.glob("*.py")}
 TRAIN_SCRIPTS = {name for name in MODULES if name.startswith("train_")}
-ROOMS = {"layout", "dataset", "models", "engine", "evaluation", "utils"}
+ROOMS = {"distributed", "checkpoint", "failures", "layout", "dataset", "models", "engine", "evaluation", "utils"}
 MAY_IMPORT = {
-    "utils": set(),
+    "distributed": set(),
+    "utils": {"distributed"},
     "models": set(),
     "evaluation": set(),
     "synthetic_scene": set(),
@@ -22,8 +23,10 @@ MAY_IMPORT = {
     "layout": {"utils"},
     "contact_sheet": {"layout"},
     "check_data": {"contact_sheet", "layout", "utils"},
-    "dataset": {"check_data", "layout", "utils"},
-    "engine": {"evaluation", "utils"},
+    "dataset": {"check_data", "layout", "distributed", "utils"},
+    "checkpoint": {"utils"},
+    "failures": {"utils"},
+    "engine": {"evaluation", "checkpoint", "failures", "distributed", "utils"},
     "test": ROOMS,
     "visualize": ROOMS,
     "reproduce": ROOMS,

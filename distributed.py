@@ -1,0 +1,118 @@
+"""Several processes on one machine or many, started by torchrun. In a single process nothing here does anything.
+
+Gradients are averaged after the backward pass instead of by DistributedDataParallel: networks need no wrapping, so the
+train scripts read alike for one process and for many, and what is trained beside the detector needs nothing of its own.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+
+class EndedElsewhereError(Exception):
+    """Another process has failed and said why; this one has nothing to add."""
+
+
+def start() -> None:
+    """Join the other processes of a torchrun; the first one alone prints to stdout."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if torch.cuda.is_available():
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            sys.exit(f"torchrun: this machine has {torch.cuda.device_count()} GPUs: lower --nproc_per_node")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if rank() > 0:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+
+
+def end() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def lost_a_process(error: Exception) -> bool:
+    """Whether an exchange failed because another process has ended."""
+    return world_size() > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection closed by peer"))
+
+
+def on_first(compute: Callable[[], Any]) -> Any:
+    """What `compute` gives in the first process, in all of them. Raises its error there, else `EndedElsewhereError`."""
+    if world_size() == 1:
+        return compute()
+    outcome, failure = [None, False], None
+    if rank() == 0:
+        try:
+            outcome[0] = compute()
+        except Exception as error:  # raised again below, once the others know
+            outcome[1], failure = True, error
+    dist.broadcast_object_list(outcome)
+    if failure:
+        raise failure
+    if outcome[1]:
+        raise EndedElsewhereError
+    return outcome[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in the order of their ranks, in each of them."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Give each parameter the mean of its gradients over all processes, in one exchange."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:  # nothing of it was used here, maybe elsewhere
+            parameter.grad = torch.zeros_like(parameter)
+    average([parameter.grad for parameter in parameters])
+
+
+def average_norm_statistics(network: nn.Module) -> None:
+    """Keep the running statistics of BatchNorm equal in all processes. Frozen ones don't change, and SyncBatchNorm (on
+    CUDA) sees to its own."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if world_size() > 1 and norms:
+        average([statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)])
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in one exchange."""
+    tensors = list(tensors)
+    vector_to_parameters(total(parameters_to_vector(tensors)) / world_size(), tensors)
+
+
+def synchronise_norms(network: nn.Module) -> None:
+    """Let every trainable BatchNorm see the batches of all processes; torch can on CUDA only."""
+    if world_size() > 1 and next(network.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
