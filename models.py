@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.hub import get_dir
+from torch.nn.functional import adaptive_max_pool2d
 from torchvision.models import get_model_weights, resnet
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -369,6 +370,15 @@ def reverse_gradient(features: Tensor, weight: float) -> Tensor:
     return GradientReversal.apply(features, weight)
 
 
+class DeterministicAdaptiveMaxPool(nn.AdaptiveMaxPool2d):
+    """torch's, by way of the places of the maxima: `gather` has a deterministic gradient on CUDA, the pooling has none."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            pooled, places = adaptive_max_pool2d(features, self.output_size, return_indices=True)
+        return features.flatten(2).gather(2, places.flatten(2)).view_as(pooled)
+
+
 class Discriminator(nn.Sequential):
     """Does a feature map `[B, 256, h, w]` come from the student or the teacher? -> logits `[B, 1]`, teacher positive.
 
@@ -384,7 +394,7 @@ class Discriminator(nn.Sequential):
             nn.MaxPool2d(2, ceil_mode=True) if early_pool else nn.Identity(),
             nn.Conv2d(128, 1, kernel_size=1),
             nn.ReLU(),
-            nn.AdaptiveMaxPool2d(map_size),
+            DeterministicAdaptiveMaxPool(map_size),
             nn.Flatten(),
             nn.Linear(map_size[0] * map_size[1], 108),
             nn.ReLU(),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import LEVELS, Discriminator, build_discriminators, reverse_gradient
+from models import LEVELS, DeterministicAdaptiveMaxPool, Discriminator, build_discriminators, reverse_gradient
 from train_cmkd_adv import domain_bce
 from train_cmkd_mse import feature_mse
 
@@ -120,3 +120,15 @@ def test_discriminators_take_any_size(size):
         logits = discriminator(torch.randn(2, 256, *size))
         assert logits.shape == (2, 1)
         assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (31, 57), (64, 108)])
+def test_the_deterministic_pool_is_torchs(size):
+    ours, torchs = DeterministicAdaptiveMaxPool((32, 54)), nn.AdaptiveMaxPool2d((32, 54))
+    one = torch.randn(2, 1, *size, requires_grad=True)
+    other = one.detach().clone().requires_grad_()
+    weights = torch.randn(2, 1, 32, 54)
+    assert torch.equal(ours(one), torchs(other))
+    (ours(one) * weights).sum().backward()
+    (torchs(other) * weights).sum().backward()
+    torch.testing.assert_close(one.grad, other.grad)
