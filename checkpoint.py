@@ -12,7 +12,8 @@ import torch
 
 from utils import UserError, reason_of, save_torch, warn, write_atomically
 
-NEWEST, BEFORE = "last.pth", "previous.pth"
+NEWEST, BEFORE, UNFINISHED = "last.pth", "previous.pth", "last.pth.new"
+PARTS = {"model", "also_trained", "optimizer", "state", "random_states", "arguments"}
 # What may differ in a run that goes on: where it runs, when it ends, and what it tolerates.
 MAY_CHANGE_ON_RESUME = {"epochs", "patience", "max_iterations", "workers", "device", "resume", "data", "run_dir",
                         "checkpoint_minutes", "skip_bad"}
@@ -20,39 +21,60 @@ MAY_CHANGE_ON_RESUME = {"epochs", "patience", "max_iterations", "workers", "devi
 
 def save(run_dir: Path, content: dict[str, Any]) -> None:
     """Write RUN_DIR/last.pth; the one there becomes previous.pth once the new one is whole. Raises `UserError`."""
-    newest = run_dir / NEWEST
-    unfinished = run_dir / f"{NEWEST}.new"
-    save_torch(content, unfinished)
-    if newest.is_file():
-        newest.replace(run_dir / BEFORE)
-    unfinished.replace(newest)
+    save_torch(content, run_dir / UNFINISHED)
+    try:
+        if (run_dir / NEWEST).is_file():
+            (run_dir / NEWEST).replace(run_dir / BEFORE)
+        (run_dir / UNFINISHED).replace(run_dir / NEWEST)
+    except OSError as error:
+        raise UserError(f"{run_dir / NEWEST} cannot be written ({error.strerror})") from None
 
 
-def load(run_dir: Path) -> tuple[dict[str, Any], Path] | None:
-    """The newest whole checkpoint of a run and its file; None where there is none at all.
+def load(run_dir: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run, with its name as `file`; None where there is none at all.
 
-    A damaged one is named, and the one before it is used. Raises `UserError` where all that are there are damaged.
+    A damaged one is named and put aside, and the one before it is used. Raises `UserError` where all are damaged.
     """
-    files = [file for file in (run_dir / f"{NEWEST}.new", run_dir / NEWEST, run_dir / BEFORE) if file.is_file()]
-    for file in files:
-        if not (damage := damage_of(file)):
-            return read(file), file
-        warn(f"{file} is damaged ({damage}): the checkpoint before it is used")
-    if files:
-        raise UserError(f"{run_dir} has no whole checkpoint: remove {' and '.join(str(file) for file in files)} to "
-                        "start anew, or choose another --run-dir")
+    damaged: dict[Path, str] = {}
+    for file in (run_dir / UNFINISHED, run_dir / NEWEST, run_dir / BEFORE):
+        if not file.is_file():
+            continue
+        if damage := damage_of(file):
+            damaged[file] = damage
+            continue
+        content = read(file)
+        for other, reason in damaged.items():
+            aside = other.with_suffix(".damaged")
+            other.replace(aside)
+            warn(f"{other} is damaged ({reason}): it is now {aside.name}, and the checkpoint before it is used")
+        return {**content, "file": str(file)}
+    if damaged:
+        raise UserError(f"{run_dir} has no whole checkpoint: {' and '.join(map(str, damaged))} damaged "
+                        f"({', '.join(damaged.values())}); remove the folder and the weights to start anew, or choose "
+                        "another --run-dir and --out")
     return None
 
 
 def damage_of(file: Path) -> str:
     """Why a file is no whole output of `torch.save`, '' where it is one. Every byte is read, as a bit that has flipped
-    in a weight does not disturb `torch.load`."""
+    in a weight does not disturb `torch.load`. Raises `UserError` where the disk does not give it."""
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}): mend that first") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged archive can fail in any of zipfile's and zlib's ways
         return reason_of(error)
     return f"{damaged} does not have its checksum" if damaged else ""
+
+
+def remove_unfinished(run_dir: Path, weights: Path) -> None:
+    """Remove what killed runs left half written."""
+    for path in (run_dir / UNFINISHED, run_dir / "log.jsonl", weights, weights.with_suffix(".json")):
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink()
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -63,8 +85,8 @@ def read(file: Path) -> dict[str, Any]:
         raise not_a_checkpoint(file, "it holds more than tensors and plain values, which could run code") from None
     except Exception as error:  # what is no checkpoint can fail in any of torch's ways
         raise not_a_checkpoint(file, reason_of(error)) from None
-    if not isinstance(content, dict):
-        raise not_a_checkpoint(file, f"it holds a {type(content).__name__}")
+    if not isinstance(content, dict) or not content.keys() >= PARTS:
+        raise not_a_checkpoint(file, f"it does not hold {', '.join(sorted(PARTS))}")
     return content
 
 
@@ -130,7 +152,7 @@ def refuse_other_settings(run_dir: Path, before: dict[str, Any], now: dict[str, 
 
 def refuse_overwriting(run_dir: Path, weights: Path) -> None:
     """Raise `UserError` where a new run would destroy an old one."""
-    for file in (run_dir / "log.jsonl", weights):
-        if file.exists():
-            raise UserError(f"{file} is there from an earlier run: pass --resume to go on with it, choose another "
-                            "--run-dir and --out, or remove it")
+    files = (run_dir / "log.jsonl", run_dir / NEWEST, run_dir / BEFORE, run_dir / UNFINISHED, weights)
+    if present := [str(file) for file in files if file.exists()]:
+        raise UserError(f"{', '.join(present)} {'is' if len(present) == 1 else 'are'} there from an earlier run: pass "
+                        "--resume to go on with it, choose another --run-dir and --out, or remove it")

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import signal
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 import distributed
 from check_data import check
+from failures import leave_signals, run
 from layout import (
     LABEL_HEIGHT,
     LABEL_WIDTH,
@@ -28,7 +28,7 @@ from layout import (
     read_rgb,
     read_slice,
 )
-from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, run
+from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least
 
 FOLDERS = {"rgb": PICTURES[:1], "rgb+gated": PICTURES}
 MODALITY = {3: "rgb", 6: "rgb+gated"}
@@ -255,7 +255,7 @@ class TrainingBatches(Sampler[list[int]]):
     def begin(self, seed: int, frames_done: int = 0) -> None:
         """Choose the order of the next epoch, and start after the whole batches in its first `frames_done` frames."""
         self.order = torch.randperm(self.frames, generator=torch.Generator().manual_seed(seed)).tolist()
-        self.first = frames_done // self.batch_size
+        self.first = frames_done // self.batch_size if frames_done < self.frames else len(self)
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -279,13 +279,6 @@ def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffl
     # The generator is for the seeds that workers get: drawn from torch's own, they would shift all that follows.
     return DataLoader(dataset, **batches, num_workers=workers, collate_fn=collate, worker_init_fn=leave_signals,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
-
-
-def leave_signals(_: int) -> None:
-    """Ctrl-C and SIGTERM, often sent to all processes of a run, are for the main one. A loader process takes no notice
-    of the first and ends by the second without a failure, as it is also how the main process ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+
 
 class EndedElsewhereError(Exception):
     """Another process has failed and said why; this one has nothing to add."""
@@ -51,7 +53,7 @@ def world_size() -> int:
 
 def lost_a_process(error: Exception) -> bool:
     """Whether an exchange failed because another process has ended."""
-    return world_size() > 1 and any(text in str(error) for text in ("gloo", "NCCL", "Connection closed by peer"))
+    return world_size() > 1 and any(text in str(error) for text in LOST)
 
 
 def on_first(compute: Callable[[], Any]) -> Any:
@@ -82,10 +84,18 @@ def gather(value: Any) -> list[Any]:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """The sum of a tensor over all processes, in its place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def copy_from_first(network: nn.Module) -> None:
+    """Give every process the first one's parameters and statistics: one seed need not mean the same numbers on two
+    kinds of processor."""
+    if world_size() > 1:
+        for tensor in (*network.parameters(), *network.buffers()):
+            dist.broadcast(tensor.data, src=0)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import checkpoint
 import distributed
 from evaluation import coco_metrics, finite, to_coco_results
-from failures import StopRequest, explained
+from failures import StopRequest, is_out_of_memory, naming_dead_workers
 from utils import (
     UserError,
     append_record,
@@ -77,16 +77,7 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
         torch.use_deterministic_algorithms(True)
     distributed.synchronise_norms(trained)
     train_loader.dataset.skip_bad = arguments["skip_bad"] > 0
-    state = restored(run_dir, trained, optimizer, arguments) if arguments["resume"] else None
-    if state is None:
-        # A run that stopped before its first checkpoint has a log and no state: it starts anew.
-        if not (arguments["resume"] and log_file.is_file()):
-            distributed.on_first(lambda: checkpoint.refuse_overwriting(run_dir, weights))
-        state = {"epoch": 0, "iteration": 0, "best_AP": -1.0, "best_epoch": 0, "skipped": {}, "under_way": None}
-    if len(set(distributed.gather(state["iteration"]))) > 1:
-        raise UserError(f"{run_dir} is not the same on all machines: put --run-dir in a folder that they share")
-    distributed.on_first(lambda: (refuse_unwritable(weights), refuse_unwritable(log_file),
-                                  checkpoint.cut_log(log_file, state["epoch"])))
+    state = begin_run(run_dir, weights, trained, optimizer, arguments)
     if not train_loader.dataset.has_boxes:
         warn(f"{train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing will be learned "
              "but background")
@@ -99,7 +90,7 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
                 "optimizer": optimizer.state_dict(), "state": state, "random_states": random_states,
                 "arguments": checkpoint.comparable(arguments)})
 
-    with StopRequest() as stop, explained(train_loader, arguments):
+    with StopRequest() as stop:
         if measure:
             settings = {**settings, **measure()}
         if distributed.rank() == 0:
@@ -129,30 +120,43 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
     print(f"best AP {state['best_AP']:.4f} at epoch {state['best_epoch']}: {weights}; log: {log_file}")
 
 
-def restored(run_dir: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, arguments: dict[str, Any]
-             ) -> dict[str, Any] | None:
-    """Load the newest checkpoint of a run, where there is one, into networks and optimizer; return the loop's state.
+def begin_run(run_dir: Path, weights: Path, trained: nn.Module, optimizer: torch.optim.Optimizer,
+              arguments: dict[str, Any]) -> dict[str, Any]:
+    """Load the newest checkpoint of a run that goes on into networks and optimizer, or see that a new one destroys
+    nothing; return the loop's state. The first process reads, so that no other needs the folder.
 
-    Raises `UserError` for other settings, and for a file that is no training checkpoint of these networks.
+    Raises `UserError` for a run that is there already, other settings, files that cannot be written, and a file that
+    is no training checkpoint of these networks.
     """
-    if not (found := checkpoint.load(run_dir)):
-        return None
-    content, file = found
-    try:
-        checkpoint.refuse_other_settings(run_dir, content["arguments"], checkpoint.comparable(arguments))
-        for name in ("model", "also_trained"):
-            trained[name].load_state_dict(content[name])
-        optimizer.load_state_dict(content["optimizer"])
-        state = {name: content["state"][name] for name in ("epoch", "iteration", "best_AP", "best_epoch", "skipped",
-                                                           "under_way")}
-        if state["under_way"]:
-            state["under_way"]["random_states"] = content["random_states"]
-    except UserError:
-        raise
-    except Exception as error:  # whatever else a file may hold
-        raise checkpoint.not_a_checkpoint(file, reason_of(error)) from None
-    within = f" and {state['under_way']['steps']} steps" if state["under_way"] else ""
-    print(f"going on after epoch {state['epoch']}{within} of {file}; best AP {state['best_AP']:.4f}")
+    def prepare() -> dict[str, Any] | None:
+        content = checkpoint.load(run_dir) if arguments["resume"] else None
+        if content:
+            checkpoint.refuse_other_settings(run_dir, content["arguments"], checkpoint.comparable(arguments))
+        # A run that stopped before its first checkpoint has a log and no state: it starts anew.
+        elif not (arguments["resume"] and (run_dir / "log.jsonl").is_file()):
+            checkpoint.refuse_overwriting(run_dir, weights)
+        for file in (weights, run_dir / "log.jsonl"):
+            refuse_unwritable(file)
+        checkpoint.remove_unfinished(run_dir, weights)
+        return content
+
+    state = {"epoch": 0, "iteration": 0, "best_AP": -1.0, "best_epoch": 0, "skipped": {}, "under_way": None}
+    if content := distributed.on_first(prepare):
+        try:
+            for name in ("model", "also_trained"):
+                trained[name].load_state_dict(content[name])
+            optimizer.load_state_dict(content["optimizer"])
+            state = {name: content["state"][name] for name in state}
+            if state["under_way"]:
+                state["under_way"]["random_states"] = content["random_states"]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise checkpoint.not_a_checkpoint(content["file"], reason_of(error)) from None
+        within = f" and {state['under_way']['steps']} steps" if state["under_way"] else ""
+        print(f"going on after epoch {state['epoch']}{within} of {content['file']}; best AP {state['best_AP']:.4f}")
+    distributed.on_first(lambda: checkpoint.cut_log(run_dir / "log.jsonl", state["epoch"]))
+    distributed.copy_from_first(trained)
     return state
 
 
@@ -183,14 +187,8 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
     last_step_at = saved_at = time.perf_counter()
     shown = bar(f"epoch {epoch}", loader, progress["frames"])
     for step in range(first_step, first_step + steps_left):
-        try:
+        with naming_dead_workers(loader):
             images, targets = next(batches)
-        except RuntimeError:
-            # SIGTERM may be sent to the loader's processes too.
-            if not stop.signal or distributed.world_size() > 1:
-                raise
-            save()
-            stop.leave(f"before step {step + 1} of epoch {epoch}")
         rate = learning_rate(arguments["lr"], epoch, step, len(loader))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -225,7 +223,7 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
             saved_at = now
         if stops:
             shown.close()
-            stop.leave(f"after step {step + 1} of epoch {epoch}")
+            stop.obey(f"after step {step + 1} of epoch {epoch}")
     shown.close()
     save()
     return {name: value / progress["steps"] for name, value in progress["sums"].items()}, progress["seconds"]
@@ -302,8 +300,10 @@ def predict(model: nn.Module, loader: DataLoader, amp: bool = False, stop: StopR
     """
     device = next(model.parameters()).device
     model.eval()
-    results, progress = [], bar(loader.dataset.list_file.stem, loader)
-    for images, targets in loader:
+    results, progress, batches = [], bar(loader.dataset.list_file.stem, loader), iter(loader)
+    for _ in range(len(loader)):
+        with naming_dead_workers(loader):
+            images, targets = next(batches)
         images, _ = to_device((images, []), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             detections = model(images)
@@ -312,7 +312,7 @@ def predict(model: nn.Module, loader: DataLoader, amp: bool = False, stop: StopR
         # Of several processes one must not leave the others waiting: they stop after the next step.
         if stop and stop.signal and distributed.world_size() == 1:
             progress.close()
-            stop.leave("while validating")
+            stop.obey("while validating")
     progress.close()
     everywhere = [result for part in distributed.gather(results) for result in part]
     return sorted(everywhere, key=lambda result: result["image_id"])

@@ -1,19 +1,84 @@
-"""What ends a run from outside: Ctrl-C and SIGTERM, too little memory, a loader process that dies. All in one line."""
+"""What ends a program before its time, in one line: errors, Ctrl-C and SIGTERM, memory, loader processes that die."""
 
 import contextlib
+import multiprocessing
+import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+import distributed
 from utils import UserError, reason_of
 
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def run(main: Callable[[], None], *expected: type[Exception]) -> None:
+    """Call `main`; end `UserError`, the `expected` errors and a lack of memory in one line on stderr and exit code 2.
+
+    Under torchrun, the line says which process it is from, and processes that end because of another one say nothing.
+    """
+    distributed.start()
+    try:
+        main()
+    except (UserError, *expected) as error:
+        # A loader worker sends its error wrapped in the worker's traceback; our own text is the end of it.
+        complain(" ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].splitlines()))
+    except distributed.EndedElsewhereError:
+        leave(2)
+    except KeyboardInterrupt:
+        leave(128 + signal.SIGINT)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            complain(f"out of memory ({reason_of(error)}): lower --batch-size, --min-size or --rois, or pass --amp, or "
+                     "see what else uses it; checkpoints and best weights stand")
+        if distributed.lost_a_process(error):
+            leave(2)
+        raise
+    finally:
+        end_loader_processes()
+    distributed.end()
+
+
+def complain(message: str) -> None:
+    """End the program with a line on stderr and exit code 2."""
+    process = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
+    print(f"{Path(sys.argv[0]).name}: error: {process}{message}", file=sys.stderr)
+    leave(2)
+
+
+def leave(code: int) -> None:
+    """End the program. Of several processes at once, as to take leave of one that waits for us would be to wait too."""
+    if distributed.world_size() > 1:
+        end_loader_processes()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error, of which torch has many, says that memory was short."""
+    return (isinstance(error, torch.OutOfMemoryError | MemoryError)
+            or any(text in str(error) for text in OUT_OF_MEMORY))
+
+
+def leave_signals(_: int) -> None:
+    """Ctrl-C and SIGTERM, often sent to all processes of a run, are for the main one, which ends its loader's."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_loader_processes() -> None:
+    """End what `leave_signals` made deaf."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a failure
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 class StopRequest:
@@ -35,38 +100,26 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
 
-    def leave(self, place: str) -> None:
-        """End the program with the signal's exit code and a line that says how to go on."""
-        print(f"stopped by {signal.Signals(self.signal).name} {place}; everything is saved: pass the same options and "
-              "--resume to go on", file=sys.stderr)
-        sys.exit(128 + self.signal)
+    def obey(self, place: str) -> None:
+        """End the program with the signal's exit code and a line that says how to go on. A process that was not sent
+        it itself, as others were, ends by SIGTERM's."""
+        number = signal.Signals(self.signal or signal.SIGTERM)
+        if distributed.rank() == 0:
+            print(f"stopped by {number.name} {place}; everything is saved: pass the same options and --resume to go on",
+                  file=sys.stderr)
+        leave(128 + number)
 
 
 @contextlib.contextmanager
-def explained(loader: DataLoader, arguments: dict[str, Any]) -> Iterator[None]:
-    """Turn what a run can fail by outside of its code into `UserError`: memory, and processes of `loader` that die."""
+def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
+    """Turn the death of one of the loader's processes into a `UserError` that names the frame it was on."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
-            raise UserError(out_of_memory(error, arguments)) from None
-        if processes := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error)):
-            raise UserError(dead_workers([int(number) for number in processes[1].split(",")], loader, error)) from None
-        raise
-
-
-def out_of_memory(error: Exception, arguments: dict[str, Any]) -> str:
-    """What to lower."""
-    settings = ", ".join(f"--{name.replace('_', '-')} (now {arguments[name]})"
-                         for name in ("batch_size", "min_size", "max_size", "rois") if name in arguments)
-    amp = "" if arguments["amp"] else ", or pass --amp"
-    return (f"out of memory ({reason_of(error)}): in a new run lower {settings}{amp}; or free memory and go on with "
-            "--resume: checkpoints and best weights stand")
-
-
-def dead_workers(processes: list[int], loader: DataLoader, error: Exception) -> str:
-    """Which frames the loader's processes were on when they ended."""
-    dataset = loader.dataset
-    frames = [str(dataset.files[index][0]) for process, index in dataset.reading.tolist() if process in processes]
-    return (f"a loader process ended ({reason_of(error)}) on {', '.join(frames) or 'no frame yet'}: look at this "
-            "frame; if it is sound, memory was short: lower --workers")
+    except RuntimeError as error:
+        if not (found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))):
+            raise
+        dead = [int(number) for number in found[1].split(",")]
+        frames = [str(loader.dataset.files[index][0]) for process, index in loader.dataset.reading.tolist()
+                  if process in dead]
+        raise UserError(f"a loader process ended ({reason_of(error)}) on {', '.join(frames) or 'no frame yet'}: look "
+                        "at this frame; if it is sound, memory was short: lower --workers") from None

@@ -43,12 +43,13 @@ def covered(boxes: Tensor, regions: Tensor) -> Tensor:
     return (inside >= 0.5 * (boxes[:, 2:] - boxes[:, :2]).prod(dim=1, keepdim=True)).any(dim=1)
 
 
-def spare_ignored(labels: Tensor, boxes: Tensor, regions: Tensor) -> Tensor:
-    """Training labels `[N]` of boxes `[N, 4]`, where background (0) on ignore regions `[M, 4]` becomes -1, which
-    torchvision's samplers pass over."""
-    spared = labels.masked_fill((labels == 0) & covered(boxes, regions), -1)
-    # Without a single box to learn from, the mean of the losses would be NaN.
-    return spared if (spared >= 0).any() else labels
+def spare_ignored(labels: list[Tensor], boxes: list[Tensor], regions: list[Tensor]) -> list[Tensor]:
+    """Training labels, `[N]` for the boxes `[N, 4]` of each frame, where background (0) on ignore regions `[M, 4]`
+    becomes -1, which torchvision's samplers pass over."""
+    spared = [label.masked_fill((label == 0) & covered(box, region), -1)
+              for label, box, region in zip(labels, boxes, regions, strict=True)]
+    # Without a single box to learn from in the batch, the mean of the losses would be NaN.
+    return spared if any((label >= 0).any() for label in spared) else labels
 
 
 class SparingRPN(RegionProposalNetwork):
@@ -59,7 +60,7 @@ class SparingRPN(RegionProposalNetwork):
         objects = [{"boxes": target["boxes"][target["labels"] > 0]} for target in targets]
         regions = [target["boxes"][target["labels"] == 0] for target in targets]
         labels, matched = super().assign_targets_to_anchors(anchors, objects)
-        return [spare_ignored(*frame) for frame in zip(labels, anchors, regions, strict=True)], matched
+        return spare_ignored(labels, anchors, regions), matched
 
 
 class SparingRoIHeads(RoIHeads):
@@ -74,7 +75,7 @@ class SparingRoIHeads(RoIHeads):
         matched, labels = super().assign_targets_to_proposals(
             proposals, [boxes[labels > 0] for boxes, labels in zip(gt_boxes, gt_labels, strict=True)],
             [labels[labels > 0] for labels in gt_labels])
-        return matched, [spare_ignored(*frame) for frame in zip(labels, proposals, regions, strict=True)]
+        return matched, spare_ignored(labels, proposals, regions)
 
 
 class Detector(FasterRCNN):
@@ -371,7 +372,7 @@ def reverse_gradient(features: Tensor, weight: float) -> Tensor:
 
 
 class DeterministicAdaptiveMaxPool(nn.AdaptiveMaxPool2d):
-    """torch's, by way of the places of the maxima: `gather` has a deterministic gradient on CUDA, the pooling has none."""
+    """torch's, by the places of the maxima: on CUDA `gather` can have a deterministic gradient, pooling can't."""
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.no_grad():

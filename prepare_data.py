@@ -26,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import registration
+from failures import run
 from layout import LABEL_HEIGHT, LABEL_WIDTH, read_labels, read_list, recording
 from raw_images import develop
 from registration import PREPARED_SIZE, Calibration, find_calibration
@@ -35,7 +36,6 @@ from utils import (
     at_least,
     positive_float,
     reason_of,
-    run,
     save_json,
     write_atomically,
 )

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from utils import REPOSITORY, OneLineParser, UserError, at_least, run
+from failures import run
+from utils import REPOSITORY, OneLineParser, UserError, at_least
 
 INPUTS = {"teacher": "RGB + gated", "baseline": "RGB", "cmkd_mse": "RGB", "cmkd_adv": "RGB"}
 ROUNDS = [("teacher", "baseline"), ("cmkd_mse", "cmkd_adv")]  # the students need the teacher

@@ -12,6 +12,7 @@ from pathlib import Path
 from dataset import MODALITY, SeeingThroughFog, ignored_patterns, make_loader
 from engine import predict
 from evaluation import coco_metrics, finite
+from failures import run
 from models import WeightsError, load_detector, read_settings
 from utils import (
     DEFAULT_CLASSES,
@@ -21,7 +22,6 @@ from utils import (
     add_data_options,
     at_least,
     refuse_unwritable,
-    run,
     save_json,
     versions,
 )

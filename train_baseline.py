@@ -10,8 +10,9 @@ from torch.optim import SGD
 
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit
+from failures import run
 from models import WeightsError, build_detector
-from utils import run, seed_everything, training_parser
+from utils import seed_everything, training_parser
 
 
 def main() -> None:

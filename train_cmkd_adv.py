@@ -17,8 +17,9 @@ from torch.optim import SGD
 
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit, report_teacher
+from failures import run
 from models import WeightsError, build_detector, build_discriminators, load_teacher, reverse_gradient
-from utils import non_negative_float, run, seed_everything, training_parser
+from utils import non_negative_float, seed_everything, training_parser
 
 
 def domain_bce(discriminators: nn.ModuleDict, student_features: dict[str, Tensor], teacher_features: dict[str, Tensor],

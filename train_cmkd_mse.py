@@ -14,8 +14,9 @@ from torch.optim import SGD
 
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit, report_teacher
+from failures import run
 from models import WeightsError, build_detector, load_teacher
-from utils import non_negative_float, run, seed_everything, training_parser
+from utils import non_negative_float, seed_everything, training_parser
 
 
 def feature_mse(student_features: dict[str, Tensor], teacher_features: dict[str, Tensor]) -> Tensor:

@@ -28,30 +28,6 @@ class UserError(Exception):
     """Something the person at the keyboard can mend. Its text is one line: which file and line, what to do."""
 
 
-def run(main: Callable[[], None], *expected: type[Exception]) -> None:
-    """Call `main`; end `UserError` and the `expected` errors in one line on stderr and exit code 2. Under torchrun, the
-    line says which process it is from, and processes that end because of another one say nothing."""
-    distributed.start()
-    try:
-        main()
-    except (UserError, *expected) as error:
-        # A loader worker sends its error wrapped in the worker's traceback; our own text is the end of it.
-        message = " ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].splitlines())
-        process = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
-        print(f"{Path(sys.argv[0]).name}: error: {process}{message}", file=sys.stderr)
-        sys.exit(2)
-    except distributed.EndedElsewhereError:
-        sys.exit(2)
-    except RuntimeError as error:
-        if not distributed.lost_a_process(error):
-            raise
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        distributed.end()
-
-
 def warn(text: str) -> None:
     """A warning on stderr; of several processes, the first one's."""
     if distributed.rank() == 0:
@@ -110,6 +86,10 @@ def device(text: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {reason}") from error
+    if chosen.type == "cuda" and chosen.index is not None:
+        if distributed.world_size() > 1:
+            raise argparse.ArgumentTypeError(f"{text!r} would be every process's: say cuda, and each takes its own")
+        torch.cuda.set_device(chosen)  # whose random numbers are saved
     return chosen
 
 
@@ -246,11 +226,14 @@ def save_json(value: Any, path: Path) -> None:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line to a log, and have it on the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, default=str) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one JSON line to a log, and have it on the disk. Raises `UserError` where it cannot be written."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room there") from None
 
 
 def versions() -> dict[str, str]:

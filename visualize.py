@@ -15,6 +15,7 @@ from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_pil_image
 
 from dataset import SeeingThroughFog
+from failures import run
 from models import Detector, WeightsError, covered, load_detector, read_settings
 from utils import (
     DEFAULT_CLASSES,
@@ -23,7 +24,6 @@ from utils import (
     at_least,
     non_negative_float,
     refuse_unwritable,
-    run,
     write_atomically,
 )
 

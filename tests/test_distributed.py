@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT, TINY
+from test_reliability import wait_for_saves
 
 from models import build_detector
 
@@ -89,3 +90,20 @@ def test_an_error_in_one_process_ends_both_with_its_message(synthetic, tmp_path,
     assert re.search(rf"error: process [01]: .*{name}.png cannot be read", messages[0])
     assert "Traceback" not in done.stderr.partition("torch/distributed/run.py")[0].split("error: process")[0]
     assert seconds < 60
+
+
+def test_sigterm_to_torchrun_saves_and_stops_all(synthetic, tmp_path):
+    """As a scheduler sends it; torchrun passes it on to the processes and those of their loaders."""
+    run_dir = tmp_path / "run"
+    script = [ROOT / "train_baseline.py", "--data", synthetic, *TINY, "--workers", 1, "--batch-size", 1, "--epochs", 99,
+              "--patience", 100, "--out", tmp_path, "--run-dir", run_dir]
+    process = subprocess.Popen(
+        [*MODULE, "--nproc_per_node=2", *map(str, script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    wait_for_saves(process, run_dir, 2)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    [place] = re.findall(r"stopped by SIGTERM after step (\d+) of epoch (\d+); everything is saved", err)
+    state = torch.load(run_dir / "last.pth", weights_only=True)["state"]
+    assert state["iteration"] == 3 * (int(place[1]) - 1) + int(place[0])
+    assert "a loader process ended" not in err

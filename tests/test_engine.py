@@ -143,17 +143,17 @@ def test_resume_without_a_state_starts_anew(one_frame, tmp_path):
     assert json.loads((tmp_path / "w/seer.json").read_text())["arguments"]["epochs"] == 2
 
 
-@pytest.mark.parametrize("content", [
-    {"steps": torch.zeros(1)},
-    {"model": {"steps": torch.zeros(2)}, "arguments": {}},
-    {"model": {"steps": torch.zeros(1)}, "also_trained": {}, "optimizer": 3, "arguments": {}},
-], ids=["state_dict", "shapes", "optimizer"])
-def test_bad_state_is_named(one_frame, tmp_path, content):
+@pytest.mark.parametrize("change", [
+    lambda content: content["model"],
+    lambda content: [content],
+    lambda content: {**content, "model": {"steps": torch.zeros(2)}},
+    lambda content: {**content, "optimizer": 3},
+    lambda content: {**content, "state": {}},
+], ids=["state_dict", "list", "shapes", "optimizer", "state"])
+def test_bad_state_is_named(one_frame, tmp_path, change):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     last = tmp_path / "run/last.pth"
-    if "arguments" in content:
-        content = {**content, "arguments": torch.load(last, weights_only=True)["arguments"]}
-    torch.save(content, last)
+    torch.save(change(torch.load(last, weights_only=True)), last)
     before = last.read_bytes()
     with pytest.raises(UserError) as error:
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
@@ -179,7 +179,7 @@ def test_what_is_measured_first_is_logged_and_not_measured_in_vain(one_frame, tm
 
     assert run_fit(one_frame, tmp_path, Seer({1}), epochs=1, measure=measure)[0]["settings"]["teacher_AP"] == 0.5
     assert json.loads((tmp_path / "w/seer.json").read_text())["teacher_AP"] == 0.5
-    with pytest.raises(UserError, match="is there from an earlier run"):
+    with pytest.raises(UserError, match="are there from an earlier run"):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=1, measure=measure)
     with pytest.raises(UserError, match="was started with lr"):
         run_fit(one_frame, tmp_path, Seer({1}), lr=0.5, resume=True, measure=measure)
@@ -252,7 +252,7 @@ def test_non_finite_loss_stops_before_the_step(one_frame, tmp_path):
 def test_an_earlier_run_is_not_overwritten(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     before = (tmp_path / "run/log.jsonl").read_bytes(), (tmp_path / "w/seer.pth").read_bytes()
-    with pytest.raises(UserError, match=r"log.jsonl is there.*--resume"):
+    with pytest.raises(UserError, match=r"log.jsonl, .*last.pth, .*seer.pth are there from an earlier run: .*--resume"):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     assert before == ((tmp_path / "run/log.jsonl").read_bytes(), (tmp_path / "w/seer.pth").read_bytes())
 

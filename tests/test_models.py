@@ -450,3 +450,10 @@ def test_frames_with_ignore_regions_alone_give_finite_losses(regions):
     losses, _ = detector([torch.rand(3, 96, 160) for _ in range(2)], [target_of(*regions)] * 2)
     assert all(torch.isfinite(value) for value in losses.values())
     sum(losses.values()).backward()
+
+
+def test_a_frame_that_is_ignored_whole_trains_nothing_beside_another():
+    detector = build_detector(3, 2, "resnet18", "none")
+    boxes = torch.tensor([[70.0, 10, 90, 50], [80.0, 20, 100, 60]])
+    labels, _ = detector.rpn.assign_targets_to_anchors([boxes, boxes], [target_of(REGION), target_of()])
+    assert [one.tolist() for one in labels] == [[-1, -1], [0, 0]]

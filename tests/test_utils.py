@@ -7,7 +7,8 @@ import subprocess
 import pytest
 import torch
 
-from utils import UserError, non_negative_float, positive_float, refuse_unwritable, run, save_json, save_torch, versions
+from failures import run
+from utils import UserError, non_negative_float, positive_float, refuse_unwritable, save_json, save_torch, versions
 
 
 def ended_with(capsys, error):
