@@ -1,5 +1,6 @@
 """The prepared layout -> samples: which frames, which classes, which boxes."""
 
+import atexit
 import contextlib
 import math
 import os
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 import distributed
+from cache import FrameCache, training_size
 from check_data import check
 from failures import leave_signals, run
 from layout import (
@@ -67,6 +69,7 @@ class SeeingThroughFog(Dataset):
         self.flip = flip
         self.flip_seed = 0
         self.skip_bad = False
+        self.cache: FrameCache | None = None
         self.reading = torch.zeros(0, 2, dtype=torch.int64)
         self.label_of = {name: label for label, group in enumerate(self.classes, start=1) for name in group
                          if not self._is_ignored(name)}
@@ -112,16 +115,28 @@ class SeeingThroughFog(Dataset):
                 return image, ({**target, "unreadable": unreadable} if unreadable else target)
         raise UserError(f"{self.list_file}: no frame can be read; {unreadable[self.names[index]]}")
 
+    def decode_once(self, kind: str, min_size: int, max_size: int) -> None:
+        """Keep frames at training size from their first use on: `ram`, `disk`, or `none`. Samples are then of that
+        size, rounded to whole grey levels. Raises `UserError` where frames differ in size or there is no room."""
+        if kind == "none":
+            return
+        sizes = {image_size(files[0]) for files in self.files}
+        if len(sizes) > 1:
+            raise UserError(f"--cache {kind} needs frames of one size, and {self.list_file} has {len(sizes)}: leave it "
+                            "out, or prepare them at one size")
+        [(width, height)] = sizes
+        self.cache = FrameCache(kind, self.root / ".cache", self.files,
+                                training_size(height, width, min_size, max_size))
+        atexit.register(self.cache.remove)
+        print(f"--cache {kind}: {len(self)} frames in {self.cache.bytes / 1e9:.2f} GB, {self.cache.file}")
+
     def _read(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        rgb_file, *slice_files = self.files[index]
-        image = read_rgb(rgb_file)
+        image = self.cache.load(index) if self.cache else None
+        if image is None:
+            image = self._decode(index)
+            if self.cache:
+                image = self.cache.store(index, image)
         height, width = image.shape[-2:]
-        slices = [read_slice(file) for file in slice_files]
-        for file, one in zip(slice_files, slices, strict=True):
-            if one.shape[-2:] != (height, width):
-                raise UserError(f"{file} is {one.shape[-1]}x{one.shape[-2]} but {rgb_file} is {width}x{height}: the "
-                                "images of a frame must have one size and one view; prepare this frame again")
-        image = torch.cat([image, *slices])
         boxes, labels = self._scaled_objects(index, width, height)
         if self.flip and np.random.default_rng([self.flip_seed, index]).random() < 0.5:
             image, boxes = flip_horizontally(image, boxes)
@@ -133,6 +148,17 @@ class SeeingThroughFog(Dataset):
             "image_id": torch.tensor(index),
             "name": self.names[index],
         }
+
+    def _decode(self, index: int) -> Tensor:
+        rgb_file, *slice_files = self.files[index]
+        image = read_rgb(rgb_file)
+        height, width = image.shape[-2:]
+        slices = [read_slice(file) for file in slice_files]
+        for file, one in zip(slice_files, slices, strict=True):
+            if one.shape[-2:] != (height, width):
+                raise UserError(f"{file} is {one.shape[-1]}x{one.shape[-2]} but {rgb_file} is {width}x{height}: the "
+                                "images of a frame must have one size and one view; prepare this frame again")
+        return torch.cat([image, *slices])
 
     def ground_truth(self) -> dict[str, list]:
         """All frames and boxes as a COCO dictionary (boxes x, y, width, height), from labels and image headers.

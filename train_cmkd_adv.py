@@ -48,6 +48,7 @@ def main() -> None:
 
     # Data: the student trains on the RGB channels of the frames that the teacher sees whole.
     train_set = SeeingThroughFog(args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip)
+    train_set.decode_once(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
     teacher_val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
     train_loader = make_loader(train_set, args.batch_size, args.workers, shuffle=True)

@@ -123,6 +123,9 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
                         help="label classes whose boxes are no background; without names DontCare, Obstacle and every "
                              "*_is_group (published: off)")
     parser.add_argument("--flip", action="store_true", help="random horizontal flips (published: off)")
+    parser.add_argument("--cache", choices=["none", "ram", "disk"], default="none",
+                        help="decode training frames once: kept at training size in memory, or in DATA/.cache "
+                             "(published: none)")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="at most (published: 100)")
     parser.add_argument("--lr", type=positive_float, default=0.005, help="SGD learning rate (published: 0.005)")
     parser.add_argument("--patience", type=at_least(0), default=5,

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {file.stem for file in ROOT.glob("*.py")}
 TRAIN_SCRIPTS = {name for name in MODULES if name.startswith("train_")}
-ROOMS = {"distributed", "checkpoint", "failures", "layout", "dataset", "models", "engine", "evaluation", "utils"}
+ROOMS = {"cache", "distributed", "checkpoint", "failures", "layout", "dataset", "models", "engine", "evaluation",
+         "utils"}
 MAY_IMPORT = {
     "distributed": set(),
     "utils": {"distributed"},
@@ -23,7 +24,8 @@ MAY_IMPORT = {
     "layout": {"utils"},
     "contact_sheet": {"layout"},
     "check_data": {"contact_sheet", "layout", "utils"},
-    "dataset": {"check_data", "layout", "distributed", "failures", "utils"},
+    "cache": {"utils"},
+    "dataset": {"cache", "check_data", "layout", "distributed", "failures", "utils"},
     "checkpoint": {"utils"},
     "failures": {"distributed", "utils"},
     "engine": {"evaluation", "checkpoint", "failures", "distributed", "utils"},

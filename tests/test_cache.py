@@ -1,0 +1,112 @@
+"""Frames kept at training size: the same pixels, whatever is stored, damaged or changed."""
+
+import json
+
+import pytest
+import torch
+from conftest import TINY, label_line, run_script, write_frame
+from PIL import Image
+
+from cache import resize, training_size
+from dataset import SeeingThroughFog, make_loader
+from models import Detector
+from utils import UserError
+
+
+def cached(root, kind="disk", min_size=64, flip=False):
+    dataset = SeeingThroughFog(root, "train_night", flip=flip)
+    dataset.decode_once(kind, min_size, 1333)
+    return dataset
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_a_cached_frame_is_the_decoded_one_at_training_size(frames, kind):
+    plain, kept = SeeingThroughFog(frames, "train_night"), cached(frames, kind)
+    for _ in range(2):
+        for index in range(len(plain)):
+            image, target = kept[index]
+            assert image.dtype == torch.uint8
+            assert torch.equal(image, resize(plain[index][0], (64, 106)))
+            expected = plain[index][1]["boxes"] * torch.tensor([106 / 160, 64 / 96] * 2)
+            torch.testing.assert_close(target["boxes"], expected)
+    kept.cache.remove()
+    assert kept.cache.file.exists() == (kind == "disk")
+
+
+def test_at_training_size_nothing_changes(frames):
+    plain, kept = SeeingThroughFog(frames, "train_night"), cached(frames, min_size=96)
+    for _ in range(2):
+        assert all(torch.equal(kept[index][0], plain[index][0]) for index in range(2))
+
+
+@pytest.mark.parametrize(("height", "width", "min_size", "max_size"),
+                         [(768, 1280, 500, 1333), (96, 160, 64, 1333), (480, 640, 128, 1333), (720, 1280, 600, 1000)])
+def test_the_resize_is_the_detectors_to_half_a_grey_level(height, width, min_size, max_size):
+    transform = Detector(3, 2, "resnet18", min_size=min_size, max_size=max_size).train().transform
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    batch, _ = transform([image / 255])
+    small = resize(image, training_size(height, width, min_size, max_size))
+    again, _ = transform([small / 255])
+    assert batch.image_sizes == again.image_sizes == [tuple(small.shape[-2:])]
+    deviation = torch.tensor(transform.image_std)[:, None, None] * 255  # of one grey level after normalisation
+    assert ((batch.tensors - again.tensors)[0] * deviation).abs().max() < 0.51
+
+
+def test_after_the_first_pass_nothing_is_decoded(frames, monkeypatch):
+    kept = cached(frames)
+    for _ in make_loader(kept, 1, workers=2):
+        pass
+    monkeypatch.setattr(kept, "_decode", lambda index: pytest.fail("decoded again"))
+    first = [image for image, _ in kept]
+    again = cached(frames)
+    monkeypatch.setattr(again, "_decode", lambda index: pytest.fail("decoded again"))
+    assert all(torch.equal(one, image) for (one, _), image in zip(again, first, strict=True))
+
+
+def test_a_damaged_frame_is_decoded_again(frames):
+    kept = cached(frames)
+    whole = [image.clone() for image, _ in kept]
+    kept.cache.frames[1, 0, 5, 5] ^= 1
+    assert kept.cache.load(1) is None
+    assert torch.equal(kept[1][0], whole[1])
+    assert torch.equal(kept.cache.load(1), whole[1])
+
+
+def test_a_changed_file_or_size_is_another_cache(frames):
+    kept = cached(frames)
+    assert cached(frames).cache.file == kept.cache.file
+    assert cached(frames, min_size=32).cache.file != kept.cache.file
+    Image.new("RGB", (160, 96), "white").save(frames / "images/a.png")
+    changed = cached(frames)
+    assert changed.cache.file != kept.cache.file
+    assert (changed[0][0][:3] == 255).all()
+
+
+def test_flips_follow_the_cache(frames):
+    plain, kept = cached(frames), cached(frames, flip=True)
+    for seed in range(4):
+        kept.seed_flips(seed)
+        image, mirrored = plain[0][0], kept[0][0]
+        assert torch.equal(mirrored, image) or torch.equal(mirrored, image.flip(-1))
+
+
+def test_what_cannot_be_kept(frames):
+    with pytest.raises(UserError, match=r"--cache disk needs \d+.* GB and .* has .* GB"):
+        SeeingThroughFog(frames, "train_night").decode_once("disk", 1_000_000, 2_000_000)
+    write_frame(frames, "c", (320, 192), label_line())
+    (frames / "train_night.txt").write_text("a\nc\n")
+    with pytest.raises(UserError, match="needs frames of one size, and .*train_night.txt has 2"):
+        cached(frames)
+
+
+def test_training_is_the_same_in_memory_and_on_disk(synthetic, tmp_path, copy_of):
+    data = copy_of(synthetic)
+    for kind, workers in (("ram", 0), ("disk", 2)):
+        done = run_script("train_teacher.py", "--data", data, *TINY, "--epochs", 2, "--cache", kind, "--workers",
+                          workers, "--out", tmp_path / kind, "--run-dir", tmp_path / kind / "run")
+        assert f"--cache {kind}: 6 frames in 0.00 GB" in done.stdout
+    ram, disk = (torch.load(tmp_path / kind / "run/last.pth", weights_only=True)["model"] for kind in ("ram", "disk"))
+    assert all(torch.equal(ram[name], disk[name]) for name in ram)
+    assert len(list((data / ".cache").iterdir())) == 1
+    log = [json.loads(line) for line in (tmp_path / "disk/run/log.jsonl").read_text().splitlines()]
+    assert log[0]["arguments"]["cache"] == "disk"
