@@ -13,7 +13,8 @@ import dataset
 from check_data import SHEET_ROWS
 from contact_sheet import GAP, LOOKS, TILE_WIDTH, TITLE, choose
 from dataset import SeeingThroughFog
-from utils import UserError, run
+from failures import run
+from utils import UserError
 
 
 @pytest.fixture
