@@ -1,6 +1,7 @@
 """Frames decoded once: kept as uint8 at training size, in a memory-mapped file that all processes share."""
 
 import hashlib
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -25,7 +26,7 @@ class FrameCache:
     """
 
     def __init__(self, kind: str, folder: Path, files: list[list[Path]], size: tuple[int, int]) -> None:
-        self.shape = (len(files), 3 + len(files[0]) - 1, *size)
+        self.shape = (len(files), len(files[0]) + 2, *size)  # RGB is one file and three channels
         self.kind, self.file = kind, (MEMORY if kind == "ram" else folder) / f"frames-{key(files, size)}.cache"
         self.bytes = int(np.prod(self.shape)) + 4 * len(files)
         self._map()
@@ -51,8 +52,10 @@ class FrameCache:
             if (free := shutil.disk_usage(self.file.parent).free) < self.bytes:
                 raise UserError(f"--cache {self.kind} needs {self.bytes / 1e9:.1f} GB and {self.file.parent} has "
                                 f"{free / 1e9:.1f} GB: make room, or choose another --cache")
-            with self.file.open("ab") as file:  # another process may be making it: nothing there is lost
-                file.truncate(self.bytes)
+            # Another process may be making it: nothing there is lost. The room is taken now, as a disk that is full
+            # when a mapped page is written kills the process.
+            with self.file.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, self.bytes)
         except OSError as error:
             raise UserError(f"--cache {self.kind}: {self.file} cannot be written ({error.strerror}): choose another "
                             "--cache") from None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from failures import is_out_of_memory
 from utils import UserError, reason_of, save_torch, warn, write_atomically
 
 NEWEST, BEFORE, UNFINISHED = "last.pth", "previous.pth", "last.pth.new"
@@ -84,6 +85,8 @@ def read(file: Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise not_a_checkpoint(file, "it holds more than tensors and plain values, which could run code") from None
     except Exception as error:  # what is no checkpoint can fail in any of torch's ways
+        if is_out_of_memory(error):
+            raise
         raise not_a_checkpoint(file, reason_of(error)) from None
     if not isinstance(content, dict) or not content.keys() >= PARTS:
         raise not_a_checkpoint(file, f"it does not hold {', '.join(sorted(PARTS))}")

@@ -6,7 +6,7 @@ train scripts read alike for one process and for many, and what is trained besid
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,15 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 def average_norm_statistics(network: nn.Module) -> None:
     """Keep the running statistics of BatchNorm equal in all processes. Frozen ones don't change, and SyncBatchNorm (on
     CUDA) sees to its own."""
+    if world_size() == 1:
+        return
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    if world_size() > 1 and norms:
+    if norms:
         average([statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)])
 
 
-def average(tensors: Iterable[Tensor]) -> None:
+def average(tensors: list[Tensor]) -> None:
     """Replace each tensor by its mean over all processes, in one exchange."""
-    tensors = list(tensors)
     vector_to_parameters(total(parameters_to_vector(tensors)) / world_size(), tensors)
 
 

@@ -46,6 +46,8 @@ def covered(boxes: Tensor, regions: Tensor) -> Tensor:
 def spare_ignored(labels: list[Tensor], boxes: list[Tensor], regions: list[Tensor]) -> list[Tensor]:
     """Training labels, `[N]` for the boxes `[N, 4]` of each frame, where background (0) on ignore regions `[M, 4]`
     becomes -1, which torchvision's samplers pass over."""
+    if not any(len(region) for region in regions):
+        return labels
     spared = [label.masked_fill((label == 0) & covered(box, region), -1)
               for label, box, region in zip(labels, boxes, regions, strict=True)]
     # Without a single box to learn from in the batch, the mean of the losses would be NaN.

@@ -71,29 +71,28 @@ class Job:
 # --------------------------------------------------------------------------------------------- what is there
 
 
-def find_folder(source: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of a part's folders that has files: at the top or under gt_labels/, maybe doubled by unzipping."""
-    for name in names:
-        for folder in (source / name, source / name / name, source / "gt_labels" / name,
-                       source / "gt_labels" / name / name):
-            if folder.is_dir() and any(folder.glob(f"*{SUFFIXES.get(name, '.png')}")):
-                return folder
-    return None
+def find_folders(source: Path, names: tuple[str, ...]) -> list[Path]:
+    """Those of a part's folders that have files: at the top or under gt_labels/, maybe doubled by unzipping."""
+    places = (place for name in names for place in (source / name, source / name / name, source / "gt_labels" / name,
+                                                    source / "gt_labels" / name / name))
+    return [place for place in places if any(place.glob(f"*{SUFFIXES.get(place.name, '.png')}"))]
 
 
 def find_parts(source: Path, lidar_needed: bool) -> dict[str, Path]:
-    """The folder of every part, printed. Raises `UserError` that names each missing part and its possible folders."""
+    """The folder of every part; it and what else was found are printed. Raises `UserError` that names each missing
+    part and its possible folders."""
     if not source.is_dir():
         raise UserError(f"--source {source} is no folder: name the one that holds cam_stereo_left_lut and the others")
     wanted = {"rgb": RGB, **{f"gated{d}": names for d, names in enumerate(SLICES)}, "labels": LABELS, "meta": META,
               "lidar": LIDAR}
-    found = {part: find_folder(source, names) for part, names in wanted.items()}
+    found = {part: find_folders(source, names) for part, names in wanted.items()}
     needed = [part for part in wanted if part != "meta" and (part != "lidar" or lidar_needed)]
-    if missing := [f"{part} ({' or '.join(wanted[part])})" for part in needed if found[part] is None]:
+    if missing := [f"{part} ({' or '.join(wanted[part])})" for part in needed if not found[part]]:
         raise UserError(f"--source {source} lacks {', '.join(missing)}: download and unzip them there")
-    for part, folder in found.items():
-        print(f"{part:>8}: {folder or 'not found, not needed'}")
-    return {part: folder for part, folder in found.items() if folder}
+    for part, folders in found.items():
+        others = f" (not used: {', '.join(map(str, folders[1:]))})" if folders[1:] else ""
+        print(f"{part:>8}: {folders[0] if folders else 'not found, not needed'}{others}")
+    return {part: folders[0] for part, folders in found.items() if folders}
 
 
 def find_splits(source: Path, splits: Path | None) -> Path:
@@ -261,7 +260,11 @@ def open_folder(out: Path, parameters: dict) -> None:
     """Make the folder, or go on with one begun with the same parameters. Raises `UserError`."""
     report = out / "prepare_report.json"
     if report.is_file():
-        before = json.loads(report.read_text(encoding="utf-8"))["parameters"]
+        try:
+            before = dict(json.loads(report.read_text(encoding="utf-8"))["parameters"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{report} is not a report of ours ({error!r}): choose another --out; nothing was "
+                            "changed") from None
         for name, value in parameters.items():
             if before.get(name) != value:
                 raise UserError(f"{out} was prepared with {name} {before.get(name)}, not {value}: pass the same or "

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 import raw_images
 import registration
-from prepare_data import CLEAR, WEATHER, all_night, recording
+from prepare_data import CLEAR, WEATHER, all_night, find_parts, recording
 from synthetic_cameras import rasterise
 from synthetic_scene import CONDITIONS, person, sample_scene
 from utils import UserError
@@ -256,6 +256,9 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(download, tmp_
     (other / "thesis.tex").write_text("mine")
     assert "holds something else" in the_error(prepare(download, other, expect=2))
     assert [file.name for file in other.iterdir()] == ["thesis.tex"]
+    (other / "thesis.tex").rename(other / "prepare_report.json")
+    assert "prepare_report.json is not a report of ours" in the_error(prepare(download, other, expect=2))
+    assert (other / "prepare_report.json").read_text() == "mine"
 
 
 def test_incomplete_frames_are_left_out_with_the_reason(download, tmp_path, copy_of):
@@ -296,3 +299,18 @@ def test_a_missing_part_is_named(download, tmp_path, copy_of):
     message = the_error(prepare(root, tmp_path / "data", expect=2))
     assert "gated2 (gated2_rect8 or gated2_8bit or gated2_rect or gated2_raw)" in message
     assert not (tmp_path / "data").exists()
+
+
+def test_what_is_found_and_not_used_is_said(tmp_path, capsys):
+    for file in ("cam_stereo_left/a.tiff", "cam_stereo_left_lut/a.png", "gated0_rect8/a.png", "gated1_rect/a.png",
+                 "gated1_raw/a.tiff", "gated2_8bit/gated2_8bit/a.png", "gt_labels/gated_labels_TMPv2/a.txt"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_bytes(b"")
+    parts = find_parts(tmp_path, lidar_needed=False)
+    assert {part: str(folder.relative_to(tmp_path)) for part, folder in parts.items()} == {
+        "rgb": "cam_stereo_left_lut", "gated0": "gated0_rect8", "gated1": "gated1_rect",
+        "gated2": "gated2_8bit/gated2_8bit", "labels": "gt_labels/gated_labels_TMPv2"}
+    out = capsys.readouterr().out
+    assert f"rgb: {tmp_path / 'cam_stereo_left_lut'} (not used: {tmp_path / 'cam_stereo_left'})" in out
+    assert f"gated1: {tmp_path / 'gated1_rect'} (not used: {tmp_path / 'gated1_raw'})" in out
+    assert "meta: not found, not needed" in out

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "check_data": {"contact_sheet", "layout", "utils"},
     "cache": {"utils"},
     "dataset": {"cache", "check_data", "layout", "distributed", "failures", "utils"},
-    "checkpoint": {"utils"},
+    "checkpoint": {"failures", "utils"},
     "failures": {"distributed", "utils"},
     "engine": {"evaluation", "checkpoint", "failures", "distributed", "utils"},
     "test": ROOMS,
