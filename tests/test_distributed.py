@@ -126,3 +126,14 @@ def test_norm_statistics_are_averaged(monkeypatch):
     assert network[0].running_mean.tolist() == [1.5, 1.5]
     assert network[0].running_var.tolist() == [2, 2]
     assert network[1].running_var.tolist() == [1, 1]
+
+
+def test_a_parameter_without_a_gradient_here_takes_the_others(monkeypatch):
+    """The other process's gradients are stood in for: all of them are 2."""
+    used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))
+    used.grad = torch.full((2,), 4.0)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "total", lambda values: values.add_(2))
+    distributed.average_gradients([used, unused])
+    assert used.grad.tolist() == [3, 3]
+    assert unused.grad.tolist() == [1, 1, 1]
