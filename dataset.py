@@ -67,7 +67,7 @@ class SeeingThroughFog(Dataset):
         self.ignored = ignored_patterns(ignore)
         self.classes = class_groups(classes)
         self.flip = flip
-        self.flip_seed = 0
+        self.flip_seed = torch.zeros(1, dtype=torch.int64).share_memory_()  # loader processes outlive an epoch
         self.skip_bad = False
         self.cache: FrameCache | None = None
         self.reading = torch.zeros(0, 2, dtype=torch.int64)
@@ -95,7 +95,7 @@ class SeeingThroughFog(Dataset):
 
     def seed_flips(self, seed: int) -> None:
         """Choose the frames that are flipped in this epoch: a function of the seed, whatever loads the frames."""
-        self.flip_seed = seed
+        self.flip_seed.fill_(seed)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         """A sample. With `skip_bad`, the next frame that can be read stands in for one that cannot, and the target
@@ -138,7 +138,7 @@ class SeeingThroughFog(Dataset):
                 image = self.cache.store(index, image)
         height, width = image.shape[-2:]
         boxes, labels = self._scaled_objects(index, width, height)
-        if self.flip and np.random.default_rng([self.flip_seed, index]).random() < 0.5:
+        if self.flip and np.random.default_rng([int(self.flip_seed), index]).random() < 0.5:
             image, boxes = flip_horizontally(image, boxes)
         return image, {
             "boxes": boxes,
@@ -304,7 +304,8 @@ def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffl
                 "sampler": range(distributed.rank(), len(dataset), distributed.world_size())})
     # The generator is for the seeds that workers get: drawn from torch's own, they would shift all that follows.
     return DataLoader(dataset, **batches, num_workers=workers, collate_fn=collate, worker_init_fn=leave_signals,
-                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
+                      generator=torch.Generator())
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 
@@ -120,7 +119,10 @@ def average_norm_statistics(network: nn.Module) -> None:
 
 def average(tensors: list[Tensor]) -> None:
     """Replace each tensor by its mean over all processes, in one exchange."""
-    vector_to_parameters(total(parameters_to_vector(tensors)) / world_size(), tensors)
+    # torch.nn.utils.parameters_to_vector takes no tensors in another memory layout, as those of the networks are.
+    means = total(torch.cat([tensor.flatten() for tensor in tensors])) / world_size()
+    for tensor, mean in zip(tensors, means.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
 
 
 def synchronise_norms(network: nn.Module) -> None:

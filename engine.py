@@ -37,6 +37,10 @@ Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 WARM_UP_ITERATIONS, WARM_UP_START = 1000, 0.001
 EPOCHS_PER_DECAY, DECAY = 5, 0.1
+PUBLISHED_BATCH = 4
+# To read a loss is to wait for the device, which then has nothing to do until the next step is there. A CPU loses
+# nothing by it.
+STEPS_BETWEEN_READS = {"cuda": 20}
 
 
 def learning_rate(base: float, epoch: int, step: int, steps_per_epoch: int) -> float:
@@ -60,12 +64,13 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
 
     `model` is what is validated and whose best state_dict goes to `weights`, with `settings` (what evaluation needs to
     know) and `arguments` as JSON beside it. `also_trained` (discriminators) is trained along and kept in the training
-    checkpoint. Everything trained must be in `optimizer`. `arguments` are the script's parsed options: `epochs`,
-    `patience`, `seed`, `amp`, `resume`, `max_iterations` and others steer the loop, all are logged. `measure` is what
-    is worth knowing before training and takes long: it is called once nothing speaks against the run, and adds to
-    `settings`. Raises `UserError` for a run that is there already, settings that changed on resume, files that cannot
-    be read or written, too little memory, or a loss that is not finite; ends the program on Ctrl-C and SIGTERM once the
-    step is done and saved.
+    checkpoint. Everything trained must be in `optimizer`; on CUDA, one of torch's with `fused=True` saves a wait for
+    the device in each step. `arguments` are the script's parsed options: `epochs`, `patience`, `seed`, `amp`, `resume`,
+    `max_iterations` and others steer the loop, all are logged. `measure` is what is worth knowing before training and
+    takes long: it is called once nothing speaks against the run, and adds to `settings`. Raises `UserError` for a run
+    that is there already, settings that changed on resume, files that cannot be read or written, too little memory, or
+    a loss that is not finite; ends the program on Ctrl-C and SIGTERM once the step is done and saved (on CUDA, up to
+    `STEPS_BETWEEN_READS` steps later).
     """
     trained = nn.ModuleDict({"model": model, "also_trained": nn.Identity() if also_trained is None else also_trained})
     log_file = run_dir / "log.jsonl"
@@ -101,6 +106,7 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
                                                     run_dir, stop, save)
             started = time.perf_counter()
             metrics = evaluate(model, val_loader, arguments["amp"], stop)
+            val_seconds = time.perf_counter() - started
             state.update(epoch=state["epoch"] + 1, under_way=None)
             if metrics["AP"] > state["best_AP"]:
                 state.update(best_AP=metrics["AP"], best_epoch=state["epoch"])
@@ -112,11 +118,11 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
                 append_record(log_file, {
                     **{name: state[name] for name in ("epoch", "iteration", "best_AP", "best_epoch")},
                     "skipped": len(state["skipped"]), "losses": losses, "val": finite(metrics),
-                    "lr": optimizer.param_groups[0]["lr"], "train_seconds": train_seconds,
-                    "val_seconds": time.perf_counter() - started})
+                    "lr": optimizer.param_groups[0]["lr"], "train_seconds": train_seconds, "val_seconds": val_seconds})
             save()
             print(f"epoch {state['epoch']}: loss {sum(losses.values()):.4f}  val AP {metrics['AP']:.4f}  "
-                  f"AP50 {metrics['AP50']:.4f}  best AP {state['best_AP']:.4f} (epoch {state['best_epoch']})")
+                  f"AP50 {metrics['AP50']:.4f}  best AP {state['best_AP']:.4f} (epoch {state['best_epoch']})  "
+                  f"{train_seconds:.0f} + {val_seconds:.0f} s")
     print(f"best AP {state['best_AP']:.4f} at epoch {state['best_epoch']}: {weights}; log: {log_file}")
 
 
@@ -181,43 +187,52 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
     epoch = state["epoch"] + 1
     progress = state["under_way"] = begin_epoch(loader, epoch, state["under_way"], arguments["seed"])
     trained.train()
+    steps_between_reads = STEPS_BETWEEN_READS.get(device.type, 1)
+    base_rate = arguments["lr"]
+    if arguments["scale_lr"]:
+        base_rate *= loader.batch_sampler.batch_size / PUBLISHED_BATCH
     first_step = loader.batch_sampler.first
     steps_left = min(len(loader) - first_step, max(0, (arguments["max_iterations"] or math.inf) - state["iteration"]))
     batches = iter(loader)
-    last_step_at = saved_at = time.perf_counter()
+    unread: list[tuple[dict[str, Tensor], list[dict[str, Any]]]] = []
+    last_read_at = saved_at = time.perf_counter()
     shown = bar(f"epoch {epoch}", loader, progress["frames"])
     for step in range(first_step, first_step + steps_left):
         with naming_dead_workers(loader):
             images, targets = next(batches)
-        rate = learning_rate(arguments["lr"], epoch, step, len(loader))
+        rate = learning_rate(base_rate, epoch, step, len(loader))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments["amp"]):
-            losses = compute_losses(to_device((images, targets), device))
         optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        losses = compute_gradients(compute_losses, to_device((images, targets), device), device, arguments)
         distributed.average_gradients(parameters)
         distributed.average_norm_statistics(trained)
-        now = time.perf_counter()
-        values, (unreadable, stops, overdue) = read_back(
-            {**losses, "gradient_norm": norm_of_gradients(parameters)},
-            [sum("unreadable" in target for target in targets), stop.signal > 0,
-             now - saved_at > 60 * arguments["checkpoint_minutes"]])
-        refuse_non_finite(values, targets, epoch, state["iteration"] + 1, run_dir)
-        if unreadable:
-            note_unreadable(targets, state["skipped"], arguments["skip_bad"])
-        optimizer.step()
-        del values["gradient_norm"]
+        unread.append(({**losses, "gradient_norm": norm_of_gradients(parameters)}, targets))
+        step_where_finite(optimizer, unread[-1][0])
         state["iteration"] += 1
         progress["frames"] += loader.batch_sampler.batch_size
         progress["steps"] += 1
-        progress["sums"] = {name: progress["sums"].get(name, 0.0) + value for name, value in values.items()}
-        progress["seconds"] += now - last_step_at
-        last_step_at = now
+        shown.update(len(images) * distributed.world_size())
+        if len(unread) < steps_between_reads and step + 1 < first_step + steps_left:
+            continue
+        now = time.perf_counter()
+        tensors, targets_by_step = zip(*unread, strict=True)
+        targets = [target for targets in targets_by_step for target in targets]
+        steps, (unreadable, stops, overdue) = read_back(
+            tensors, [sum("unreadable" in target for target in targets), stop.signal > 0,
+                      now - saved_at > 60 * arguments["checkpoint_minutes"]])
+        refuse_non_finite(steps, targets_by_step, epoch, state["iteration"], run_dir)
+        if unreadable:
+            note_unreadable(targets, state["skipped"], arguments["skip_bad"])
+        for values in steps:
+            del values["gradient_norm"]
+            progress["sums"] = {name: progress["sums"].get(name, 0.0) + value for name, value in values.items()}
+        progress["seconds"] += now - last_read_at
+        last_read_at = now
+        unread = []
         # The first two are what a terminal of 80 columns has room for.
         shown.set_postfix({"lr": rate, "loss": sum(values.values()),
                            **{name.removeprefix("loss_"): value for name, value in values.items()}}, refresh=False)
-        shown.update(len(images) * distributed.world_size())
         if stops or overdue:
             save()
             saved_at = now
@@ -227,6 +242,23 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
     shown.close()
     save()
     return {name: value / progress["steps"] for name, value in progress["sums"].items()}, progress["seconds"]
+
+
+def compute_gradients(compute_losses: Callable[[Batch], dict[str, Tensor]], batch: Batch, device: torch.device,
+                      arguments: dict[str, Any]) -> dict[str, Tensor]:
+    """Add a step's gradients to the parameters, `batch_size` frames at a time, each part by its share of the frames;
+    return the mean losses, detached."""
+    images, targets = batch
+    size, means = arguments["batch_size"], {}
+    for start in range(0, len(images), size):
+        part = images[start : start + size], targets[start : start + size]
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments["amp"]):
+            losses = compute_losses(part)
+        share = len(part[0]) / len(images)
+        (share * sum(losses.values())).backward()
+        for name, value in losses.items():
+            means[name] = means.get(name, 0.0) + share * value.detach()
+    return means
 
 
 def begin_epoch(loader: DataLoader, epoch: int, under_way: dict[str, Any] | None, seed: int) -> dict[str, Any]:
@@ -245,34 +277,48 @@ def begin_epoch(loader: DataLoader, epoch: int, under_way: dict[str, Any] | None
     return progress
 
 
+def step_where_finite(optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) -> None:
+    """The optimizer's step, or none where a value is NaN or infinite. Its fused kernels see that for themselves on the
+    device; for another optimizer the device is waited for."""
+    finite = torch.stack(list(values.values())).isfinite().all()
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = 1 - finite.float()
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+
+
 def norm_of_gradients(parameters: list[nn.Parameter]) -> Tensor:
     """The Euclidean norm of all gradients together, a scalar."""
     return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def read_back(values: dict[str, Tensor], counts: list[int]) -> tuple[dict[str, float], list[float]]:
-    """The mean of each value over all processes, and the sum of each count.
+def read_back(steps: tuple[dict[str, Tensor], ...], counts: list[int]) -> tuple[list[dict[str, float]], list[float]]:
+    """The mean of each value of each step over all processes, and the sum of each count.
 
-    One transfer for all of them, and the only wait for the device in a step: a step on a loss or a gradient that is not
-    finite would destroy the network, so it has to be known before.
+    One transfer for all of them, and the only wait for the device that is ours.
     """
-    scalars = [value.detach().float() for value in values.values()]
-    both = torch.cat([torch.stack(scalars), torch.tensor(counts, device=scalars[0].device, dtype=torch.float32)])
+    names, values = list(steps[0]), torch.stack([torch.stack(list(step.values())).float() for step in steps])
+    both = torch.cat([values.flatten(), torch.tensor(counts, device=values.device, dtype=torch.float32)])
     everywhere = distributed.total(both).tolist()
-    means = [value / distributed.world_size() for value in everywhere[: len(scalars)]]
-    return dict(zip(values, means, strict=True)), everywhere[len(scalars):]
+    means = [value / distributed.world_size() for value in everywhere]
+    return ([dict(zip(names, means[start : start + len(names)], strict=True))
+             for start in range(0, values.numel(), len(names))], everywhere[values.numel():])
 
 
-def refuse_non_finite(values: dict[str, float], targets: list[dict[str, Any]], epoch: int, step: int, run_dir: Path
-                      ) -> None:
-    """Raise `UserError` where a loss or the gradient's norm is NaN or infinite; RUN_DIR/nonfinite.json has it all."""
-    if all(math.isfinite(value) for value in values.values()):
+def refuse_non_finite(steps: list[dict[str, float]], targets: tuple[list[dict[str, Any]], ...], epoch: int,
+                      last_step: int, run_dir: Path) -> None:
+    """Raise `UserError` for the first of the steps that end with number `last_step` where a loss or the gradient's norm
+    is NaN or infinite; RUN_DIR/nonfinite.json has it all."""
+    bad = next((place for place, values in enumerate(steps) if not all(map(math.isfinite, values.values()))), None)
+    if bad is None:
         return
-    frames = [name for part in distributed.gather([target["name"] for target in targets]) for name in part]
+    frames = [name for part in distributed.gather([target["name"] for target in targets[bad]]) for name in part]
+    step = last_step - len(steps) + bad + 1
     if distributed.rank() == 0:
         save_json({"epoch": epoch, "step": step, "frames": frames,
-                   **{name: str(value) for name, value in values.items()}}, run_dir / "nonfinite.json")
-    text = ", ".join(f"{name} {value:g}" for name, value in values.items())
+                   **{name: str(value) for name, value in steps[bad].items()}}, run_dir / "nonfinite.json")
+    text = ", ".join(f"{name} {value:g}" for name, value in steps[bad].items())
     raise UserError(f"non-finite loss or gradient at epoch {epoch}, step {step}: {text}; frames {', '.join(frames)} "
                     f"({run_dir / 'nonfinite.json'}); the step was not taken and earlier checkpoints stand: lower "
                     "--lr, or look at these frames")
@@ -342,8 +388,8 @@ def bar(title: str, loader: DataLoader, frames_done: int = 0) -> tqdm:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move images and the tensors of targets; names stay."""
+    """Move images, boxes and labels; what no detector trains on stays."""
     images, targets = batch
     return ([image.to(device, non_blocking=True) for image in images],
-            [{name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-              for name, value in target.items()} for target in targets])
+            [{**target, **{name: target[name].to(device, non_blocking=True) for name in ("boxes", "labels")}}
+             for target in targets])

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import distributed
+import hardware
 from utils import UserError, reason_of
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
@@ -24,6 +25,7 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> None:
 
     Under torchrun, the line says which process it is from, and processes that end because of another one say nothing.
     """
+    hardware.prepare()
     distributed.start()
     try:
         main()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.hub import get_dir
-from torch.nn.functional import adaptive_max_pool2d
+from torch.nn.functional import adaptive_max_pool2d, batch_norm
 from torchvision.models import get_model_weights, resnet
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -28,11 +28,21 @@ STEM = "backbone.body.conv1.weight"
 # ImageNet's mean and standard deviation for RGB, and one pair for every gated channel (published recipe).
 RGB_MEAN, RGB_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 GATED_MEAN, GATED_STD = 0.406, 0.225
-NORMS = {"frozen": partial(FrozenBatchNorm2d, eps=0.0), "batch": nn.BatchNorm2d}
+COMPILED_PADDING = 128  # px; torchvision pads to multiples of 32, which makes more shapes to compile for
 
 
 class WeightsError(Exception):
     """Weights that are missing or do not fit. Its text is one line that says what to do."""
+
+
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's, in one kernel, and of its input's type: torchvision's makes float32 of bfloat16."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+NORMS = {"frozen": partial(FrozenNorm, eps=0.0), "batch": nn.BatchNorm2d}
 
 
 def covered(boxes: Tensor, regions: Tensor) -> Tensor:
@@ -88,11 +98,14 @@ class Detector(FasterRCNN):
     `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`. Boxes with label 0 are ignore regions.
 
     Frames are resized to `min_size` px on the shorter side, `max_size` at most on the longer. `rois` regions of each
-    frame train the box head; in evaluation it is given `proposals`.
+    frame train the box head; in evaluation it is given `proposals`. `compiled`: torch.compile for the backbone.
+
+    Under autocast backbone and heads compute in bfloat16; losses and boxes stay in float32.
     """
 
     def __init__(self, channels: int, num_classes: int, backbone: str = "resnet50", norm: str = "frozen",
-                 min_size: int = 500, max_size: int = 1333, rois: int = 512, proposals: int = 1000) -> None:
+                 min_size: int = 500, max_size: int = 1333, rois: int = 512, proposals: int = 1000,
+                 compiled: bool = False) -> None:
         extractor = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=NORMS[norm],
                                         trainable_layers=5)
         extractor.body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
@@ -102,6 +115,13 @@ class Detector(FasterRCNN):
                          box_batch_size_per_image=rois, rpn_post_nms_top_n_test=proposals)
         # FasterRCNN makes both itself; these have the same state and differ only in what counts as background.
         self.rpn.__class__, self.roi_heads.__class__ = SparingRPN, SparingRoIHeads
+        for head in (self.rpn.head, self.roi_heads.box_predictor):
+            head.register_forward_hook(lambda _, __, outputs: in_float32(outputs))
+        self.roi_heads.register_forward_pre_hook(pooled_as_stored)
+        self.to(memory_format=torch.channels_last)
+        if compiled:
+            self.transform.size_divisible = COMPILED_PADDING
+            self.backbone.compile(dynamic=False)
         self.settings = {"channels": channels, "num_classes": num_classes, "backbone": backbone, "norm": norm,
                          "min_size": min_size, "max_size": max_size, "proposals": proposals}
 
@@ -130,14 +150,27 @@ class Detector(FasterRCNN):
         return {level: features[level] for level in LEVELS}
 
 
+def in_float32(outputs: Any) -> Any:
+    """Tensors, and what is nested of them in lists and tuples, as float32."""
+    return outputs.float() if isinstance(outputs, Tensor) else type(outputs)(map(in_float32, outputs))
+
+
+def pooled_as_stored(_: nn.Module, inputs: tuple) -> tuple:
+    """The inputs of the RoI heads with maps as RoIAlign reads them, float32 and contiguous: made in one copy here
+    where it would make two."""
+    features, *others = inputs
+    return ({level: maps.to(torch.float32, memory_format=torch.contiguous_format) for level, maps in features.items()},
+            *others)
+
+
 def unit_range(images: list[Tensor]) -> list[Tensor]:
     """uint8 0..255 -> float 0..1; float images pass."""
     return [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
 
 
 def build_detector(channels: int, num_classes: int, backbone: str = "resnet50", init: str = "coco",
-                   stem: str = "reinit", **size: int) -> Detector:
-    """A detector ready for training. `size`: `min_size`, `max_size`, `rois` and `proposals` of `Detector`.
+                   stem: str = "reinit", **options: int) -> Detector:
+    """A detector ready for training. `options`: `min_size`, `max_size`, `rois`, `proposals`, `compiled` of `Detector`.
 
     `init`: `coco` (resnet50 only), `imagenet` (backbone only), `none`, or a checkpoint file. Pretrained networks get
     FrozenBatchNorm with eps 0.0, as torchvision gives its COCO weights; a network from random weights gets a trainable
@@ -148,7 +181,7 @@ def build_detector(channels: int, num_classes: int, backbone: str = "resnet50", 
     if backbone not in BACKBONES:
         raise WeightsError(f"--backbone {backbone}: choose one of {', '.join(BACKBONES)}")
     norm = "batch" if init == "none" else "frozen"
-    detector = Detector(channels, num_classes, backbone, norm, **size)
+    detector = Detector(channels, num_classes, backbone, norm, **options)
     if init == "none":
         return detector
     pretrained = freeze_norms(pretrained_state(backbone, init))
@@ -163,7 +196,8 @@ def build_detector(channels: int, num_classes: int, backbone: str = "resnet50", 
     return detector
 
 
-def load_detector(file: str | Path, min_size: int | None = None, max_size: int | None = None) -> Detector:
+def load_detector(file: str | Path, min_size: int | None = None, max_size: int | None = None, compiled: bool = False
+                  ) -> Detector:
     """The detector a checkpoint holds: channels, classes, backbone and norm from its keys, image size and proposals
     from `read_settings` (else the published ones); a size that is given comes first. Raises `WeightsError`."""
     state = read_state(file)
@@ -182,18 +216,19 @@ def load_detector(file: str | Path, min_size: int | None = None, max_size: int |
         min_size=min_size or settings.get("min_size", 500),
         max_size=max_size or settings.get("max_size", 1333),
         proposals=settings.get("proposals", 1000),
+        compiled=compiled,
     )
     refuse_mismatch(detector.state_dict(), state, file)
     detector.load_state_dict(state)
     return detector
 
 
-def load_teacher(file: str | Path, min_size: int, max_size: int) -> Detector:
-    """A frozen 6-channel detector in evaluation mode, at the student's image size so that their features align.
-    Raises `WeightsError`."""
+def load_teacher(file: str | Path, min_size: int, max_size: int, compiled: bool = False) -> Detector:
+    """A frozen 6-channel detector in evaluation mode, at the student's image size, and compiled as it is, so that their
+    features align. Raises `WeightsError`."""
     if not Path(file).is_file():
         raise WeightsError(f"{file} is missing: run train_teacher.py first, or pass --teacher FILE")
-    teacher = load_detector(file, min_size, max_size)
+    teacher = load_detector(file, min_size, max_size, compiled)
     if teacher.settings["channels"] != 6:
         raise WeightsError(f"{file} takes {teacher.settings['channels']} channels, a teacher takes 6 (RGB and three "
                            "gated slices): pass --teacher FILE")

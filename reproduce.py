@@ -49,13 +49,6 @@ CUDA = {
 }
 
 
-def fast_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16; where it only imitates it, a step takes many times as long."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_capability() >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def call(name: str, arguments: list[str], out: Path, environment: dict[str, str], bar: tqdm) -> None:
     """Run a script as a user would, its errors and bars in OUT/<name>.txt, its lines on screen.
 
@@ -118,8 +111,7 @@ def main() -> None:
     out, day, night, weights = args.out, args.out / "day", args.out / "data", args.out / "weights"
     out.mkdir(parents=True, exist_ok=True)
     data = ["--seed", str(args.seed), *preset["data"]]
-    train = ["--seed", str(args.seed), "--resume", "--epochs", str(preset["epochs"]), *preset["train"],
-             *(["--amp"] if fast_bfloat16() else [])]
+    train = ["--seed", str(args.seed), "--resume", "--epochs", str(preset["epochs"]), *preset["train"]]
 
     with tqdm(total=preset["epochs"] * (1 + len(INPUTS)), unit="epoch", desc="training", dynamic_ncols=True,
               disable=None) as bar, ThreadPoolExecutor(side_by_side) as pool:

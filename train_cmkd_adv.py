@@ -51,16 +51,17 @@ def main() -> None:
     train_set.decode_once(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
     teacher_val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
-    train_loader = make_loader(train_set, args.batch_size, args.workers, shuffle=True)
+    train_loader = make_loader(train_set, args.batch_size * args.accumulate, args.workers, shuffle=True)
     val_loader = make_loader(val_set, args.batch_size, args.workers)
     teacher_val_loader = make_loader(teacher_val_set, args.batch_size, args.workers)
 
     # Networks
     student = build_detector(
         3, train_set.num_classes, args.backbone, args.init, args.stem,
-        min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals).to(args.device)
+        min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
+        compiled=args.compile).to(args.device)
     discriminators = build_discriminators().to(args.device)
-    teacher = load_teacher(args.teacher, args.min_size, args.max_size).to(args.device)
+    teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:
@@ -73,7 +74,7 @@ def main() -> None:
 
     # Optimizer
     parameters = [*student.parameters(), *discriminators.parameters()]
-    optimizer = SGD(parameters, args.lr, momentum=0.9, weight_decay=0.0005)
+    optimizer = SGD(parameters, args.lr, momentum=0.9, weight_decay=0.0005, fused=True)
 
     fit(student, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "cmkd_adv.pth",
         run_dir=args.run_dir, settings={**student.settings, "classes": args.classes, "ignore": args.ignore},

@@ -23,13 +23,14 @@ def main() -> None:
     train_set = SeeingThroughFog(args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip)
     train_set.decode_once(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
-    train_loader = make_loader(train_set, args.batch_size, args.workers, shuffle=True)
+    train_loader = make_loader(train_set, args.batch_size * args.accumulate, args.workers, shuffle=True)
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
     # Network
     teacher = build_detector(
         6, train_set.num_classes, args.backbone, args.init, args.stem,
-        min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals).to(args.device)
+        min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
+        compiled=args.compile).to(args.device)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:
@@ -38,7 +39,7 @@ def main() -> None:
         return losses
 
     # Optimizer
-    optimizer = SGD(teacher.parameters(), args.lr, momentum=0.9, weight_decay=0.0005)
+    optimizer = SGD(teacher.parameters(), args.lr, momentum=0.9, weight_decay=0.0005, fused=True)
 
     fit(teacher, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "teacher.pth",
         run_dir=args.run_dir, settings={**teacher.settings, "classes": args.classes, "ignore": args.ignore},

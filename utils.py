@@ -19,6 +19,7 @@ import torch
 import torchvision
 
 import distributed
+import hardware
 
 REPOSITORY = Path(__file__).resolve().parent
 DEFAULT_CLASSES = ("Pedestrian,Pedestrian_is_group",)
@@ -44,6 +45,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def parse_args(self, *given: Any) -> argparse.Namespace:
+        """argparse's; without `--amp` or `--no-amp` the device decides."""
+        args = super().parse_args(*given)
+        if "amp" in args and args.amp is None:
+            args.amp = hardware.computes_bfloat16(torch.device(args.device))
+        return args
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -103,10 +111,10 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def add_batch_options(parser: argparse.ArgumentParser) -> None:
     """Options shared by every script that takes whole lists through a network."""
     parser.add_argument("--batch-size", type=at_least(1), default=4, help="frames per step (published: 4)")
-    parser.add_argument("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1),
+    parser.add_argument("--workers", type=at_least(0), default=hardware.loader_processes(),
                         help="loader processes (published: not stated; default: one for each core, at most 8)")
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False,
-                        help="bfloat16 autocast (published: --no-amp)")
+    parser.add_argument("--amp", action=argparse.BooleanOptionalAction,
+                        help="bfloat16 autocast (published: --no-amp; default: where the device computes in bfloat16)")
 
 
 def training_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -126,8 +134,15 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
     parser.add_argument("--cache", choices=["none", "ram", "disk"], default="none",
                         help="decode training frames once: kept at training size in memory, or in DATA/.cache "
                              "(published: none)")
+    parser.add_argument("--accumulate", type=at_least(1), default=1, metavar="N",
+                        help="a step is N batches, of which only one is in memory at a time (published: 1)")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile backbone and FPN; frames are padded to multiples of 128 px (published: "
+                             "off)")
     parser.add_argument("--epochs", type=at_least(1), default=100, help="at most (published: 100)")
     parser.add_argument("--lr", type=positive_float, default=0.005, help="SGD learning rate (published: 0.005)")
+    parser.add_argument("--scale-lr", action="store_true",
+                        help="--lr is for steps of 4 frames: multiply it by what a step has more (published: off)")
     parser.add_argument("--patience", type=at_least(0), default=5,
                         help="stop once more epochs than this have passed since the best (published: 5)")
     parser.add_argument("--backbone", default="resnet50", help="a torchvision ResNet (published: resnet50)")
@@ -252,15 +267,5 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else hardware.processor(),
     }
-
-
-def processor() -> str:
-    """The processor's name and number of cores, as Linux tells them; elsewhere its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"

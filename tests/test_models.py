@@ -59,7 +59,7 @@ def test_training_gives_losses_and_features(channels):
 def test_equals_torchvision_in_evaluation():
     ours = Detector(3, 2, "resnet50", "batch", min_size=64).eval()
     reference = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=64,
-                                        max_size=1333).eval()
+                                        max_size=1333).eval().to(memory_format=torch.channels_last)
     reference.load_state_dict(ours.state_dict())
     images = frames()
     with torch.no_grad():

@@ -9,10 +9,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {file.stem for file in ROOT.glob("*.py")}
 TRAIN_SCRIPTS = {name for name in MODULES if name.startswith("train_")}
 ROOMS = {"cache", "distributed", "checkpoint", "failures", "layout", "dataset", "models", "engine", "evaluation",
-         "utils"}
+         "hardware", "utils"}
 MAY_IMPORT = {
     "distributed": set(),
-    "utils": {"distributed"},
+    "hardware": set(),
+    "utils": {"distributed", "hardware"},
     "models": set(),
     "evaluation": set(),
     "synthetic_scene": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "cache": {"utils"},
     "dataset": {"cache", "check_data", "layout", "distributed", "failures", "utils"},
     "checkpoint": {"failures", "utils"},
-    "failures": {"distributed", "utils"},
+    "failures": {"distributed", "hardware", "utils"},
     "engine": {"evaluation", "checkpoint", "failures", "distributed", "utils"},
     "test": ROOMS,
     "visualize": ROOMS,

@@ -1,0 +1,74 @@
+"""What training costs against the number of frames, their size, the batch and the processes: does it grow linearly?
+
+    python benchmarks/scaling.py --json runs/bench/scaling.json
+
+train_baseline.py as a user runs it, on simulated frames of 640x384, with ResNet-18; the seconds are those that its log
+has for the second epoch (training) or both (validation). One thing is varied at a time, from the middle of each row.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import report, simulate, table
+from utils import REPOSITORY, OneLineParser, at_least
+
+USUAL = {"frames": 32, "min_size": 192, "batch": 4, "processes": 1}
+VARIED = {"frames": [16, 32, 64, 128], "min_size": [96, 192, 384], "batch": [1, 2, 4, 8, 16], "processes": [1, 2]}
+
+
+def train(data: Path, run: Path, frames: int, min_size: int, batch: int, processes: int, device: str
+          ) -> dict[str, float]:
+    """The last record of a run of two epochs on the first `frames` of the list; `batch` is over all processes."""
+    names = (data / "train_night.txt").read_text(encoding="utf-8").splitlines()[:frames]
+    (data / f"first_{frames}.txt").write_text("\n".join(names), encoding="utf-8")
+    start = ([sys.executable] if processes == 1 else
+             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    subprocess.run([*start, REPOSITORY / "train_baseline.py", *map(str, [
+        "--data", data, "--train-list", f"first_{frames}", "--backbone", "resnet18", "--init", "none", "--epochs", 2,
+        "--cache", "ram", "--workers", 0, "--device", device, "--min-size", min_size, "--batch-size",
+        batch // processes, "--out", run, "--run-dir", run])], check=True, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))})
+    return json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--val-frames", type=at_least(1), default=16, help="validation frames (default: 16)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the tables beside them")
+    args = parser.parse_args()
+    results: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=sum(map(len, VARIED.values())), disable=None) as bar:
+        data = simulate(Path(folder) / "data", max(VARIED["frames"]), "640x384", args.val_frames)
+        for what, values in VARIED.items():
+            results[what] = []
+            for value in values:
+                case = {**USUAL, what: value}
+                record = train(data, Path(folder) / f"{what}{value}", device=args.device, **case)
+                results[what].append({**case, "train_seconds": record["train_seconds"],
+                                      "val_seconds": record["val_seconds"]})
+                bar.update()
+    text = []
+    for what, runs in results.items():
+        rows = []
+        for run in runs:
+            frame = 1000 * run["train_seconds"] / run["frames"]
+            rows.append([run[what], f"{run['train_seconds']:.2f}", f"{frame:.0f}",
+                         f"{frame / (run['min_size'] / 100) ** 2:.1f}", f"{run['val_seconds']:.2f}"])
+        text.append(table([what, "epoch, s", "a frame, ms", "for 100 px squared, ms", "validation, s"], rows))
+    report("\n\n".join(text), {"results": results, "usual": USUAL}, args.json)
+
+
+if __name__ == "__main__":
+    main()
