@@ -1,10 +1,11 @@
 # make demo   install, simulate night frames, train all four networks, test, one table and one picture
 # make test   install, run the tests        make lint   check style        make clean   remove what make made
+# make bench  the demo, then all figures of docs/performance.md into runs/bench (40 minutes on two cores)
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed
 	$(RUN) reproduce.py --out runs/demo
@@ -14,6 +15,14 @@ test: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
+
+BENCHMARKS := data_throughput train_throughput what_helps evaluate_throughput inference scaling bfloat16
+
+bench: demo
+	for name in $(BENCHMARKS); do echo "== $$name"; \
+	    $(RUN) benchmarks/$$name.py --json runs/bench/$$name.json || exit 1; done
+	$(RUN) benchmarks/evaluate_throughput.py --weights runs/demo/weights/teacher.pth --data runs/demo/data \
+	    --list test_night --json runs/bench/evaluate_demo.json
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.12")'
@@ -27,4 +36,4 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo runs/bench

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 import distributed
 from cache import FrameCache, training_size
 from check_data import check
-from failures import leave_signals, run
+from failures import end_loader_processes, leave_signals, run
 from layout import (
     LABEL_HEIGHT,
     LABEL_WIDTH,
@@ -302,6 +302,8 @@ def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffl
     batches = ({"batch_sampler": TrainingBatches(len(dataset), batch_size)} if shuffle else
                {"batch_size": batch_size,
                 "sampler": range(distributed.rank(), len(dataset), distributed.world_size())})
+    if workers:
+        atexit.register(end_loader_processes)  # they outlive an epoch, and Python would wait for their end
     # The generator is for the seeds that workers get: drawn from torch's own, they would shift all that follows.
     return DataLoader(dataset, **batches, num_workers=workers, collate_fn=collate, worker_init_fn=leave_signals,
                       pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,

@@ -40,6 +40,8 @@ def run(main: Callable[[], None], *expected: type[Exception]) -> None:
         if is_out_of_memory(error):
             complain(f"out of memory ({reason_of(error)}): lower --batch-size, --min-size or --rois, or pass --amp, or "
                      "see what else uses it; checkpoints and best weights stand")
+        if "C++ compiler" in str(error):
+            complain(f"--compile needs a C++ compiler ({reason_of(error)}): install one, or leave --compile out")
         if distributed.lost_a_process(error):
             leave(2)
         raise

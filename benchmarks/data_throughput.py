@@ -1,6 +1,6 @@
 """Frames per second from disk to a tensor at training size: decoding each time, and `--cache`.
 
-    python benchmarks/data_throughput.py --json docs/data_throughput.json
+    python benchmarks/data_throughput.py --json runs/bench/data_throughput.json
 
 Simulated frames of the published size (1280x768, four PNGs each) at the published training size (500 px). One process
 loads them all, in turns: as the published way does (decode, then the detector's resize), ours on a first pass (decode,
@@ -9,7 +9,6 @@ resize, store), and ours from then on. The files are in the system's page cache,
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,9 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measure import report, simulate, table
 from cache import resize, training_size
 from dataset import SeeingThroughFog
-from utils import REPOSITORY, OneLineParser, at_least, save_json, versions
+from utils import OneLineParser, at_least
 
 AIM = 10  # times the reference
 SIZE = training_size(768, 1280, 500, 1333)
@@ -56,9 +56,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rates: dict[str, list[float]] = {"reference": [], "first pass": [], "cached": []}
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        subprocess.run([sys.executable, REPOSITORY / "make_synthetic.py", "--out", data, "--frames", str(args.frames),
-                        "1", "1"], check=True, stdout=subprocess.DEVNULL)
+        data = simulate(Path(folder) / "data", args.frames)
         plain = SeeingThroughFog(data, "train_night")
         for _ in range(args.rounds):
             rates["reference"].append(frames_per_second(lambda index: resize(plain[index][0], SIZE), args.frames))
@@ -69,13 +67,11 @@ def main() -> None:
             kept.cache.file.unlink()
     medians = {name: statistics.median(values) for name, values in rates.items()}
     copied = medians["cached"] * 6 * SIZE[0] * SIZE[1] / memory_bandwidth()
-    print("| loading | frames/s | times the reference |\n|---|---|---|")
-    for name, rate in medians.items():
-        print(f"| {name} | {rate:.1f} | {rate / medians['reference']:.1f} |")
-    print(f"\ncached: {copied:.0%} of what one core copies in memory; aim {AIM} times the reference")
-    if args.json:
-        save_json({"frames_per_second": rates, "median": medians, "aim": AIM, "share_of_memory_copy": copied,
-                   "size": SIZE, "command": " ".join(sys.argv), "versions": versions()}, args.json)
+    rows = [[name, f"{rate:.1f}", f"{rate / medians['reference']:.1f}"] for name, rate in medians.items()]
+    report(table(["loading", "frames/s", "times the reference"], rows)
+           + f"\n\nCached: {copied:.0%} of what one core copies in memory. Aim: {AIM} times the reference.",
+           {"frames_per_second": rates, "median": medians, "aim": AIM, "share_of_memory_copy": copied, "size": SIZE},
+           args.json)
 
 
 if __name__ == "__main__":

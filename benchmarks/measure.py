@@ -37,9 +37,14 @@ class Side:
         theirs.close()  # so that its end is known here
 
     def ask(self, method: str) -> tuple[float, Any]:
-        """The seconds that a method took, and what it gave."""
+        """The seconds that a method took, and what it gave. Raises what was raised there."""
         self.orders.send(method)
-        return self.orders.recv()
+        answer = self.orders.recv()
+        if isinstance(answer, Exception):
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise answer
+        return answer
 
     def end(self) -> int:
         """End the process; the bytes it had at most: of the GPU where there is one, else of memory."""
@@ -50,9 +55,13 @@ class Side:
 
 def serve(make: Callable[[], Any], orders: Connection) -> None:
     """What the process of a `Side` does."""
-    side = make()
-    while method := orders.recv():
-        orders.send(timed(getattr(side, method)))
+    try:
+        side = make()
+        while method := orders.recv():
+            orders.send(timed(getattr(side, method)))
+    except Exception as error:  # raised again where it was asked for, as nobody waits here
+        orders.send(error)
+        raise
     on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
     orders.send((0.0, on_gpu or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 

@@ -61,17 +61,16 @@ def save_starting_weights(channels: int, args: argparse.Namespace, file: Path) -
 
 
 class Ours:
-    """The training that a train script sets up."""
+    """The training that a train script sets up, with more `options` of its command line."""
 
-    def __init__(self, method: str, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, method: str, args: argparse.Namespace, folder: Path, *options: str) -> None:
         hardware.prepare()
         script = importlib.import_module(f"train_{method}")
         channels = 6 if method == "teacher" else 3
         sys.argv = [f"train_{method}.py", *map(str, [
             "--data", folder / "data", "--init", folder / f"{channels}.pth", "--stem", "inflate", "--backbone",
             args.backbone, "--min-size", args.min_size, "--batch-size", args.batch_size, "--device", args.device,
-            "--lr", 1e-5, "--cache", "ram", *(["--compile"] if args.compile else []),
-            *(["--teacher", folder / "6.pth"] if "cmkd" in method else [])])]
+            "--lr", 1e-5, "--cache", "ram", *(["--teacher", folder / "6.pth"] if "cmkd" in method else []), *options])]
         with patch.object(script, "fit", self.take), contextlib.redirect_stdout(None):
             script.main()
 
@@ -80,6 +79,8 @@ class Ours:
         """Stands in for `engine.fit`."""
         self.trained = nn.ModuleDict({"model": model, "also_trained": also_trained or nn.Identity()})
         self.compute_losses, self.optimizer, self.loader, self.arguments = compute_losses, optimizer, loader, arguments
+
+        self.teacher = inspect.getclosurevars(compute_losses).nonlocals.get("teacher")
 
     def turn(self) -> None:
         """An epoch."""
@@ -111,9 +112,8 @@ class Ours:
             yield
             spent["data"] += time.perf_counter() - started
 
-        teacher = inspect.getclosurevars(self.compute_losses).nonlocals.get("teacher")
-        if teacher:
-            teacher.features = clocked("teacher", teacher.features)
+        if self.teacher:
+            self.teacher.features = clocked("teacher", self.teacher.features)
         with patch.object(engine, "to_device", clocked("transfer", engine.to_device)), \
                 patch.object(engine, "naming_dead_workers", clocked_loading), \
                 patch.object(engine, "step_where_finite", clocked("optimizer", engine.step_where_finite)), \
@@ -155,7 +155,7 @@ def compare(method: str, args: argparse.Namespace, folder: Path, bar: tqdm) -> d
     """Both sides in turns: rates in images per second, memory in bytes, and ours taken apart."""
     frames = args.batch_size * args.steps
     sides = {"published": Side(partial(Published, method, args, folder)),
-             "ours": Side(partial(Ours, method, args, folder))}
+             "ours": Side(partial(Ours, method, args, folder, *(["--compile"] if args.compile else [])))}
     seconds_of = {name: [] for name in sides}
     for _ in range(1 + args.turns):
         for name, side in sides.items():
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50", help="default: resnet50")
     parser.add_argument("--min-size", type=at_least(1), default=500, help="default: 500")
     parser.add_argument("--batch-size", type=at_least(1), default=4, help="default: 4")
-    parser.add_argument("--steps", type=at_least(1), default=2, help="steps in a turn (default: 2)")
+    parser.add_argument("--steps", type=at_least(1), default=1, help="steps in a turn (default: 1)")
     parser.add_argument("--turns", type=at_least(1), default=3, help="turns that count; their median does (default: 3)")
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")

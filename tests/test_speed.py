@@ -214,6 +214,14 @@ def test_flips_follow_the_epoch_in_loader_processes_that_stay(synthetic):
     assert len(processes) == 1
 
 
+def test_loader_processes_end_with_the_program(synthetic):
+    program = ("import sys\nfrom dataset import SeeingThroughFog, make_loader\n"
+               "loader = make_loader(SeeingThroughFog(sys.argv[1], 'train_night'), 2, 2)\n"
+               "for _ in loader: pass\n"
+               "loader.kept = loader")  # a cycle, as a notebook may hold one
+    subprocess.run([sys.executable, "-c", program, synthetic], cwd=ROOT, check=True, timeout=60)
+
+
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
 def test_a_pass_in_batches_finds_what_torchvision_finds_frame_by_frame(synthetic, norm):
     ours, plain = Detector(3, 2, norm=norm, **SIZE), PlainDetector(3, norm=norm, **SIZE).eval()
