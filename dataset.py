@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from layout import (
     LABEL_HEIGHT,
     LABEL_WIDTH,
     PICTURES,
+    Label,
     find_picture,
     image_size,
     parse_list,
@@ -30,7 +32,7 @@ from layout import (
     read_rgb,
     read_slice,
 )
-from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least
+from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, save_json
 
 FOLDERS = {"rgb": PICTURES[:1], "rgb+gated": PICTURES}
 MODALITY = {3: "rgb", 6: "rgb+gated"}
@@ -137,7 +139,7 @@ class SeeingThroughFog(Dataset):
             if self.cache:
                 image = self.cache.store(index, image)
         height, width = image.shape[-2:]
-        boxes, labels = self._scaled_objects(index, width, height)
+        boxes, labels, _ = self._scaled_objects(index, width, height)
         if self.flip and np.random.default_rng([int(self.flip_seed), index]).random() < 0.5:
             image, boxes = flip_horizontally(image, boxes)
         return image, {
@@ -163,18 +165,20 @@ class SeeingThroughFog(Dataset):
     def ground_truth(self) -> dict[str, list]:
         """All frames and boxes as a COCO dictionary (boxes x, y, width, height), from labels and image headers.
 
-        An ignore region is a crowd of every category: a detection on it counts neither as right nor as wrong.
+        An ignore region is a crowd of every category: a detection on it counts neither as right nor as wrong. Who is
+        visible in which camera stands as `visible_rgb` and `visible_gated`, None where the labels don't say.
         """
         images, annotations = [], []
         for index, name in enumerate(self.names):
             width, height = image_size(self.files[index][0])
             images.append({"id": index, "file_name": name, "width": width, "height": height})
-            boxes, labels = self._scaled_objects(index, width, height)
-            for (x0, y0, x1, y1), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            boxes, labels, seen = self._scaled_objects(index, width, height)
+            for (x0, y0, x1, y1), label, visible in zip(boxes.tolist(), labels.tolist(), seen, strict=True):
                 for category in [label] if label else range(1, self.num_classes):
                     annotations.append({"id": len(annotations) + 1, "image_id": index, "category_id": category,
                                         "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0),
-                                        "iscrowd": int(label == 0)})
+                                        "iscrowd": int(label == 0), "visible_rgb": visible.visible_rgb,
+                                        "visible_gated": visible.visible_gated})
         categories = [{"id": label, "name": "+".join(group)} for label, group in enumerate(self.classes, start=1)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -187,29 +191,31 @@ class SeeingThroughFog(Dataset):
     def _line(self, index: int) -> str:
         return f"{self.list_file}:{parse_list(self.list_file)[0][self.names[index]]}"
 
-    def _read_objects(self, index: int) -> list[tuple[int, tuple[float, ...]]]:
-        """(label, box in 1280x720) of the classes that are trained, then of the ignore regions, with label 0."""
+    def _read_objects(self, index: int) -> list[tuple[int, Label]]:
+        """The lines of the classes that are trained with their label, then the ignore regions, with label 0."""
         file = self.root / "gated_labels" / f"{self.names[index]}.txt"
         if not file.is_file():
             raise UserError(f"{self._line(index)}: {file} is missing: add it (an empty file says that nothing is "
                             "there), or take the frame off the list")
         labels = read_labels(file)
         self.present.update(label.name for label in labels)
-        return ([(self.label_of[label.name], label.box) for label in labels if label.name in self.label_of]
-                + [(0, label.box) for label in labels if self._is_ignored(label.name)])
+        return ([(self.label_of[label.name], label) for label in labels if label.name in self.label_of]
+                + [(0, label) for label in labels if self._is_ignored(label.name)])
 
     def _is_ignored(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.ignored)
 
-    def _scaled_objects(self, index: int, width: int, height: int) -> tuple[Tensor, Tensor]:
-        """Boxes `[N, 4]` in pixels of a width x height image, clipped to it, without empty ones; labels `[N]`."""
-        boxes = torch.tensor([box for _, box in self.objects[index]], dtype=torch.float64).reshape(-1, 4)
+    def _scaled_objects(self, index: int, width: int, height: int) -> tuple[Tensor, Tensor, list[Label]]:
+        """Boxes `[N, 4]` in pixels of a width x height image, clipped to it, without empty ones; labels `[N]`; and
+        their lines."""
+        boxes = torch.tensor([line.box for _, line in self.objects[index]], dtype=torch.float64).reshape(-1, 4)
         labels = torch.tensor([label for label, _ in self.objects[index]], dtype=torch.int64)
         limits = torch.tensor([width, height, width, height], dtype=torch.float64)
         boxes = boxes * limits / torch.tensor([LABEL_WIDTH, LABEL_HEIGHT, LABEL_WIDTH, LABEL_HEIGHT])
         boxes = boxes.clamp(min=0).minimum(limits).float()
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return boxes[has_area], labels[has_area]
+        lines = [line for (_, line), kept in zip(self.objects[index], has_area.tolist(), strict=True) if kept]
+        return boxes[has_area], labels[has_area], lines
 
     def _refuse_unknown_classes(self) -> None:
         """A class that is neither official nor in any label file of the folder is most likely a typing error."""
@@ -302,8 +308,8 @@ def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffl
     batches = ({"batch_sampler": TrainingBatches(len(dataset), batch_size)} if shuffle else
                {"batch_size": batch_size,
                 "sampler": range(distributed.rank(), len(dataset), distributed.world_size())})
-    if workers:
-        atexit.register(end_loader_processes)  # they outlive an epoch, and Python would wait for their end
+    if workers:  # they outlive an epoch, and Python would wait for their end: atexit's, but also in its child processes
+        Finalize(None, end_loader_processes, exitpriority=1)
     # The generator is for the seeds that workers get: drawn from torch's own, they would shift all that follows.
     return DataLoader(dataset, **batches, num_workers=workers, collate_fn=collate, worker_init_fn=leave_signals,
                       pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
@@ -313,12 +319,25 @@ def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffl
 def main() -> None:
     parser = OneLineParser(description="Check a prepared folder: every file of every list is read, every problem named "
                                        "with file and line, and what is there is counted. Exit code 2 where training "
-                                       "would not run, else 0.")
-    parser.add_argument("--check", type=Path, required=True, metavar="DATA", help="prepared data folder")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also write a PNG of some frames with their boxes")
+                                       "would not run, else 0. Or write a list's ground truth as COCO JSON.")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--check", type=Path, metavar="DATA", help="prepared data folder")
+    task.add_argument("--export-coco", type=Path, metavar="FILE", help="write the frames and boxes of --list")
+    parser.add_argument("--sheet", type=Path, metavar="FILE",
+                        help="with --check: also write a PNG of some frames with their boxes")
     parser.add_argument("--workers", type=at_least(1), default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="with --export-coco (default: data)")
+    parser.add_argument("--list", default="val_night", help="with --export-coco (default: val_night)")
+    parser.add_argument("--classes", nargs="+", default=list(DEFAULT_CLASSES), metavar="A,B", help="as in training")
+    parser.add_argument("--ignore", nargs="*", metavar="CLASS", help="as in training")
     args = parser.parse_args()
-    check(args.check, args.workers, args.sheet)
+    if args.check:
+        check(args.check, args.workers, args.sheet)
+        return
+    content = SeeingThroughFog(args.data, args.list, "rgb", args.classes, args.ignore).ground_truth()
+    save_json(content, args.export_coco)
+    print(f"{args.export_coco}: {len(content['images'])} images, {len(content['annotations'])} boxes, categories "
+          f"{', '.join(category['name'] for category in content['categories'])}")
 
 
 if __name__ == "__main__":

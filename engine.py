@@ -34,6 +34,7 @@ from utils import (
 )
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
+Unread = list[tuple[dict[str, Tensor], list[dict[str, Any]]]]  # losses and targets of steps, not yet known to the host
 
 WARM_UP_ITERATIONS, WARM_UP_START = 1000, 0.001
 EPOCHS_PER_DECAY, DECAY = 5, 0.1
@@ -194,7 +195,7 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
     first_step = loader.batch_sampler.first
     steps_left = min(len(loader) - first_step, max(0, (arguments["max_iterations"] or math.inf) - state["iteration"]))
     batches = iter(loader)
-    unread: list[tuple[dict[str, Tensor], list[dict[str, Any]]]] = []
+    unread: Unread = []
     last_read_at = saved_at = time.perf_counter()
     shown = bar(f"epoch {epoch}", loader, progress["frames"])
     for step in range(first_step, first_step + steps_left):
@@ -213,20 +214,11 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
         progress["frames"] += loader.batch_sampler.batch_size
         progress["steps"] += 1
         shown.update(len(images) * distributed.world_size())
-        if len(unread) < steps_between_reads and step + 1 < first_step + steps_left:
+        if len(unread) < steps_between_reads and state["iteration"] > 1 and step + 1 < first_step + steps_left:
             continue
+        values, (stops, overdue) = settle(unread, state, [
+            stop.signal > 0, time.perf_counter() - saved_at > 60 * arguments["checkpoint_minutes"]], arguments, run_dir)
         now = time.perf_counter()
-        tensors, targets_by_step = zip(*unread, strict=True)
-        targets = [target for targets in targets_by_step for target in targets]
-        steps, (unreadable, stops, overdue) = read_back(
-            tensors, [sum("unreadable" in target for target in targets), stop.signal > 0,
-                      now - saved_at > 60 * arguments["checkpoint_minutes"]])
-        refuse_non_finite(steps, targets_by_step, epoch, state["iteration"], run_dir)
-        if unreadable:
-            note_unreadable(targets, state["skipped"], arguments["skip_bad"])
-        for values in steps:
-            del values["gradient_norm"]
-            progress["sums"] = {name: progress["sums"].get(name, 0.0) + value for name, value in values.items()}
         progress["seconds"] += now - last_read_at
         last_read_at = now
         unread = []
@@ -242,6 +234,27 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
     shown.close()
     save()
     return {name: value / progress["steps"] for name, value in progress["sums"].items()}, progress["seconds"]
+
+
+def settle(unread: Unread, state: dict[str, Any], requests: list[bool], arguments: dict[str, Any], run_dir: Path
+           ) -> tuple[dict[str, float], list[bool]]:
+    """Read back what the steps since the last time gave: add their losses to the epoch's sums, and note frames that
+    could not be read. Returns the last step's losses, and which of the requests any process has.
+
+    Raises `UserError` for a loss or gradient that is not finite, and for too many unreadable frames.
+    """
+    tensors, targets_by_step = zip(*unread, strict=True)
+    targets = [target for batch in targets_by_step for target in batch]
+    steps, (unreadable, *requested) = read_back(tensors, [sum("unreadable" in target for target in targets), *requests])
+    refuse_non_finite(steps, targets_by_step, state["epoch"] + 1, state["iteration"], run_dir)
+    if unreadable:
+        note_unreadable(targets, state["skipped"], arguments["skip_bad"])
+    sums = state["under_way"]["sums"]
+    for values in steps:
+        del values["gradient_norm"]
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return steps[-1], [count > 0 for count in requested]
 
 
 def compute_gradients(compute_losses: Callable[[Batch], dict[str, Tensor]], batch: Batch, device: torch.device,
@@ -278,10 +291,10 @@ def begin_epoch(loader: DataLoader, epoch: int, under_way: dict[str, Any] | None
 
 
 def step_where_finite(optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) -> None:
-    """The optimizer's step, or none where a value is NaN or infinite. Its fused kernels see that for themselves on the
+    """The optimizer's step, or none where a value is NaN or infinite. Fused kernels see that for themselves on the
     device; for another optimizer the device is waited for."""
     finite = torch.stack(list(values.values())).isfinite().all()
-    if optimizer.defaults.get("fused"):
+    if all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = 1 - finite.float()
         optimizer.step()
     elif finite:

@@ -1,10 +1,16 @@
-"""Detections and ground truth, both as COCO dictionaries -> COCO's numbers, by pycocotools."""
+"""Detections and ground truth, both as COCO dictionaries -> COCO's numbers, and whom a detector misses.
+
+Boxes are matched by pycocotools, always. Log-average miss rate and recall are read from one such matching, in which
+every box of the truth has the score at which it is found: so they cost nothing to compute again on other frames.
+"""
 
 import contextlib
 import io
 import math
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -14,6 +20,25 @@ from torch import Tensor
 # medium < 96^2 square pixels of the stored image) and by the number of detections allowed in an image.
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
            "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+
+REFERENCE_FALSE_POSITIVES = np.logspace(-2, 0, 9)  # per image; of the log-average miss rate
+LOWEST_MISS_RATE = 1e-10  # its logarithm is finite
+WORKING_POINT = 0.1  # false positives per image, at which recall is given
+TALL = 50  # px; the height from which CityPersons calls a pedestrian reasonable
+
+
+@dataclass(frozen=True)
+class Matches:
+    """One category's detections and truth on a list, matched at IoU 0.5. Detections that an ignore region or a box
+    that does not count has absorbed are left out."""
+
+    frames: int
+    score: np.ndarray  # [D], of detections, the best first
+    hit: np.ndarray  # [D] bool
+    detection_frame: np.ndarray  # [D] int, the place of the frame
+    found_at: np.ndarray  # [T], of boxes that count: the score of the detection that found it, -inf where none did
+    truth_frame: np.ndarray  # [T] int
+    truth: list[dict[str, Any]]  # [T], their annotations
 
 
 def to_coco_results(detections: list[dict[str, Tensor]], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -46,9 +71,13 @@ def coco_metrics(ground_truth: dict[str, list], results: list[dict[str, Any]]) -
             for name, value in zip(METRICS, evaluation.stats, strict=True)}
 
 
-def finite(metrics: dict[str, float]) -> dict[str, float | None]:
-    """NaN -> None, as JSON has no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def finite(value: Any) -> Any:
+    """NaN -> None in numbers and in what is nested of them, as JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 def coco(content: dict[str, list]) -> COCO:
@@ -57,3 +86,107 @@ def coco(content: dict[str, list]) -> COCO:
     indexed.dataset = content
     indexed.createIndex()
     return indexed
+
+
+def match(ground_truth: dict[str, list], results: list[dict[str, Any]], category: int, least_height: float = 0.0
+          ) -> Matches:
+    """Match by pycocotools, at IoU 0.5 and with every detection, best first. Truth lower than `least_height` px and
+    crowds absorb detections instead of counting; a detection that is lower and finds nobody does not count either."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco(by_height(ground_truth))
+        found = coco(by_height({**ground_truth, "annotations": [
+            {**result, "id": number, "iscrowd": 0} for number, result in enumerate(results, start=1)]}))
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.params.iouThrs = np.array([0.5])
+        evaluation.params.maxDets = [max(1, len(results))]
+        evaluation.params.catIds = [category]
+        evaluation.params.areaRng = [[least_height, math.inf]]
+        evaluation.evaluate()
+    scores, hits, detection_frames, found_at, truth_frames, annotations = [], [], [], [], [], []
+    for place, image in enumerate(evaluation.evalImgs):
+        if image is None:
+            continue
+        counts = ~image["dtIgnore"][0].astype(bool)
+        scores += np.array(image["dtScores"])[counts].tolist()
+        hits += (image["dtMatches"][0] > 0)[counts].tolist()
+        detection_frames += [place] * int(counts.sum())
+        score_of = dict(zip(image["dtIds"], image["dtScores"], strict=True))
+        for number, detection, ignored in zip(image["gtIds"], image["gtMatches"][0], image["gtIgnore"], strict=True):
+            if not ignored:
+                found_at.append(score_of[int(detection)] if detection else -math.inf)
+                truth_frames.append(place)
+                annotations.append(truth.anns[number])
+    best_first = np.argsort(-np.array(scores), kind="stable")
+    return Matches(len(truth.imgs), np.array(scores)[best_first], np.array(hits, bool)[best_first],
+                   np.array(detection_frames, int)[best_first], np.array(found_at), np.array(truth_frames, int),
+                   annotations)
+
+
+def by_height(content: dict[str, list]) -> dict[str, list]:
+    """A COCO dictionary whose areas are the boxes' heights: pycocotools' limits of area are then limits of height."""
+    return {**content, "annotations": [{**one, "area": one["bbox"][3]} for one in content["annotations"]]}
+
+
+def least_scores(matches: Matches, false_positives: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """For each rate of false positives per image, the lowest score at which there are no more; infinite where the best
+    detections are more false already. Frames count `times` (`[frames]`)."""
+    scores, false = matches.score, ~matches.hit * times[matches.detection_frame]
+    last_of_score = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
+    rates = np.cumsum(false)[last_of_score] / times.sum()
+    allowed = np.searchsorted(rates, false_positives, side="right")
+    return np.append(math.inf, scores[last_of_score])[allowed]
+
+
+def log_average_miss_rate(matches: Matches, times: np.ndarray | None = None) -> float:
+    """MR^-2: the geometric mean of the miss rates at nine false-positive rates from 0.01 to 1 per image, evenly spaced
+    in their logarithm; 0..1, lower is better, NaN where there is nobody to find.
+
+    Dollar et al. 2012. At each rate it takes the last point of the curve that does not exceed it, as CityPersons does,
+    and a miss rate of 1 where even the first point does. With `times` (`[frames]`) a frame counts so many times.
+    """
+    times = np.ones(matches.frames) if times is None else times
+    people = times[matches.truth_frame]
+    if not people.sum():
+        return math.nan
+    limits = least_scores(matches, REFERENCE_FALSE_POSITIVES, times)
+    misses = (matches.found_at[:, None] < limits).T @ people / people.sum()
+    return float(np.exp(np.mean(np.log(np.maximum(misses, LOWEST_MISS_RATE)))))
+
+
+def recall(matches: Matches, wanted: np.ndarray, false_positives: float = WORKING_POINT,
+           times: np.ndarray | None = None) -> float:
+    """The share of the `wanted` truth (`[T]` bool) found where all of the list has so many false positives per image;
+    NaN where nobody is wanted. With `times` (`[frames]`) a frame counts so many times."""
+    times = np.ones(matches.frames) if times is None else times
+    people = times[matches.truth_frame] * wanted
+    if not people.sum():
+        return math.nan
+    [limit] = least_scores(matches, np.array([false_positives]), times)
+    return float((matches.found_at >= limit) @ people / people.sum())
+
+
+def unseen_by_rgb(annotations: list[dict[str, Any]]) -> np.ndarray:
+    """Whom the labels call invisible in RGB and visible in the gated slices: bool `[T]`."""
+    return np.array([one.get("visible_rgb") is False and one.get("visible_gated") is True for one in annotations], bool)
+
+
+def miss_metrics(ground_truth: dict[str, list], results: list[dict[str, Any]]) -> dict[str, float]:
+    """Whom a detector misses, by name, means over the categories that have anybody: log-average miss rate of all and of
+    the tall, and recall at 0.1 false positives per image of all and of those whom the RGB camera does not see, with
+    their number. NaN where there is nobody."""
+    rows = []
+    for category in (one["id"] for one in ground_truth["categories"]):
+        everyone = match(ground_truth, results, category)
+        unseen = unseen_by_rgb(everyone.truth)
+        rows.append({
+            "MR": log_average_miss_rate(everyone),
+            "MR_tall": log_average_miss_rate(match(ground_truth, results, category, TALL)),
+            "recall": recall(everyone, np.ones(len(everyone.truth), bool)),
+            "recall_unseen": recall(everyone, unseen),
+            "unseen": float(unseen.sum()),
+        })
+    metrics = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        metrics[name] = float(np.sum(values) if name == "unseen" else np.mean(values)) if values else math.nan
+    return metrics

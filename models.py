@@ -28,7 +28,8 @@ STEM = "backbone.body.conv1.weight"
 # ImageNet's mean and standard deviation for RGB, and one pair for every gated channel (published recipe).
 RGB_MEAN, RGB_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 GATED_MEAN, GATED_STD = 0.406, 0.225
-COMPILED_PADDING = 128  # px; torchvision pads to multiples of 32, which makes more shapes to compile for
+# px: a batch is padded to multiples of it; torchvision's, and one that makes fewer shapes to compile for.
+PADDING, COMPILED_PADDING = 32, 128
 
 
 class WeightsError(Exception):
@@ -64,30 +65,45 @@ def spare_ignored(labels: list[Tensor], boxes: list[Tensor], regions: list[Tenso
     return spared if any((label >= 0).any() for label in spared) else labels
 
 
+def ignore_regions(target: dict[str, Tensor]) -> int:
+    """How many of a target's boxes, the last ones, are ignore regions: by `iscrowd` where it is given, which the engine
+    leaves on the host, so that nobody waits for the device; else by their label 0."""
+    return int((target["iscrowd"] if "iscrowd" in target else target["labels"] == 0).sum())
+
+
 class SparingRPN(RegionProposalNetwork):
-    """Anchors on boxes with label 0 (ignore regions) are no background; without such boxes torchvision's own."""
+    """Anchors on ignore regions, the last boxes of a target, are no background; without such boxes torchvision's own.
+
+    `regions` is their number in each frame of the batch.
+    """
+
+    regions: list[int]
 
     def assign_targets_to_anchors(self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
                                   ) -> tuple[list[Tensor], list[Tensor]]:
-        objects = [{"boxes": target["boxes"][target["labels"] > 0]} for target in targets]
-        regions = [target["boxes"][target["labels"] == 0] for target in targets]
-        labels, matched = super().assign_targets_to_anchors(anchors, objects)
-        return spare_ignored(labels, anchors, regions), matched
+        split = [target["boxes"].tensor_split([len(target["boxes"]) - count])
+                 for target, count in zip(targets, self.regions, strict=True)]
+        labels, matched = super().assign_targets_to_anchors(anchors, [{"boxes": objects} for objects, _ in split])
+        return spare_ignored(labels, anchors, [regions for _, regions in split]), matched
 
 
 class SparingRoIHeads(RoIHeads):
-    """Proposals on boxes with label 0 (ignore regions) are no background; without such boxes torchvision's own.
+    """Proposals on ignore regions, the last boxes of a target, are no background; without such boxes torchvision's own.
 
-    The regions stand last in a target, so the places of matched boxes among the objects are theirs among all boxes.
+    `regions` is their number in each frame of the batch. As they stand last, the places of matched boxes among the
+    objects are theirs among all boxes.
     """
+
+    regions: list[int]
 
     def assign_targets_to_proposals(self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
                                     ) -> tuple[list[Tensor], list[Tensor]]:
-        regions = [boxes[labels == 0] for boxes, labels in zip(gt_boxes, gt_labels, strict=True)]
+        ends = [len(boxes) - count for boxes, count in zip(gt_boxes, self.regions, strict=True)]
         matched, labels = super().assign_targets_to_proposals(
-            proposals, [boxes[labels > 0] for boxes, labels in zip(gt_boxes, gt_labels, strict=True)],
-            [labels[labels > 0] for labels in gt_labels])
-        return matched, spare_ignored(labels, proposals, regions)
+            proposals, [boxes[:end] for boxes, end in zip(gt_boxes, ends, strict=True)],
+            [labels[:end] for labels, end in zip(gt_labels, ends, strict=True)])
+        return matched, spare_ignored(labels, proposals,
+                                      [boxes[end:] for boxes, end in zip(gt_boxes, ends, strict=True)])
 
 
 class Detector(FasterRCNN):
@@ -95,17 +111,19 @@ class Detector(FasterRCNN):
 
     Images are a list of `[channels, H, W]`, float 0..1 or uint8 0..255; boxes are in their pixels.
     Training: `detector(images, targets)` -> (losses, features). Evaluation: `detector(images)` -> detections.
-    `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`. Boxes with label 0 are ignore regions.
+    `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`. Boxes with label 0, the last ones of a
+    target, are ignore regions.
 
     Frames are resized to `min_size` px on the shorter side, `max_size` at most on the longer. `rois` regions of each
-    frame train the box head; in evaluation it is given `proposals`. `compiled`: torch.compile for the backbone.
+    frame train the box head; in evaluation it is given `proposals`. A batch is padded to multiples of `padding` px.
+    `compiled`: torch.compile for the backbone, and padding to multiples of 128 px.
 
     Under autocast backbone and heads compute in bfloat16; losses and boxes stay in float32.
     """
 
     def __init__(self, channels: int, num_classes: int, backbone: str = "resnet50", norm: str = "frozen",
                  min_size: int = 500, max_size: int = 1333, rois: int = 512, proposals: int = 1000,
-                 compiled: bool = False) -> None:
+                 padding: int = PADDING, compiled: bool = False) -> None:
         extractor = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=NORMS[norm],
                                         trainable_layers=5)
         extractor.body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
@@ -117,19 +135,22 @@ class Detector(FasterRCNN):
         self.rpn.__class__, self.roi_heads.__class__ = SparingRPN, SparingRoIHeads
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(lambda _, __, outputs: in_float32(outputs))
-        self.roi_heads.register_forward_pre_hook(pooled_as_stored)
+        self.roi_heads.register_forward_pre_hook(maps_for_roi_align)
         self.to(memory_format=torch.channels_last)
         if compiled:
-            self.transform.size_divisible = COMPILED_PADDING
+            padding = COMPILED_PADDING
             self.backbone.compile(dynamic=False)
+        self.transform.size_divisible = padding
         self.settings = {"channels": channels, "num_classes": num_classes, "backbone": backbone, "norm": norm,
-                         "min_size": min_size, "max_size": max_size, "proposals": proposals}
+                         "min_size": min_size, "max_size": max_size, "proposals": proposals,
+                         "padding": padding}
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
                 ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | list[dict[str, Tensor]]:
         images = unit_range(images)
         if not self.training:
             return super().forward(images)
+        self.rpn.regions = self.roi_heads.regions = [ignore_regions(target) for target in targets]
         batch, targets = self.transform(images, targets)
         try:
             features = self.backbone(batch.tensors)
@@ -155,7 +176,7 @@ def in_float32(outputs: Any) -> Any:
     return outputs.float() if isinstance(outputs, Tensor) else type(outputs)(map(in_float32, outputs))
 
 
-def pooled_as_stored(_: nn.Module, inputs: tuple) -> tuple:
+def maps_for_roi_align(_: nn.Module, inputs: tuple) -> tuple:
     """The inputs of the RoI heads with maps as RoIAlign reads them, float32 and contiguous: made in one copy here
     where it would make two."""
     features, *others = inputs
@@ -216,6 +237,7 @@ def load_detector(file: str | Path, min_size: int | None = None, max_size: int |
         min_size=min_size or settings.get("min_size", 500),
         max_size=max_size or settings.get("max_size", 1333),
         proposals=settings.get("proposals", 1000),
+        padding=settings.get("padding", PADDING),
         compiled=compiled,
     )
     refuse_mismatch(detector.state_dict(), state, file)
@@ -229,6 +251,7 @@ def load_teacher(file: str | Path, min_size: int, max_size: int, compiled: bool 
     if not Path(file).is_file():
         raise WeightsError(f"{file} is missing: run train_teacher.py first, or pass --teacher FILE")
     teacher = load_detector(file, min_size, max_size, compiled)
+    teacher.transform.size_divisible = COMPILED_PADDING if compiled else PADDING
     if teacher.settings["channels"] != 6:
         raise WeightsError(f"{file} takes {teacher.settings['channels']} channels, a teacher takes 6 (RGB and three "
                            "gated slices): pass --teacher FILE")
@@ -261,7 +284,7 @@ def refuse_bad_settings(settings: Any, file: str | Path) -> None:
     """Raise `WeightsError` that names the file and the key whose value cannot be one of ours."""
     if not isinstance(settings, dict):
         raise WeightsError(f"{file}: its settings are a {type(settings).__name__}, not a dictionary: mend or remove it")
-    for name in ("min_size", "max_size", "proposals"):
+    for name in ("min_size", "max_size", "proposals", "padding"):
         if name in settings and (type(settings[name]) is not int or settings[name] < 1):
             raise WeightsError(f"{file}: {name} is {settings[name]!r}, not a whole number of at least 1: mend or "
                                "remove it")

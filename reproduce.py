@@ -137,7 +137,10 @@ def main() -> None:
         call("gallery", ["visualize.py", "--data", str(night), "--out", str(out / "gallery.png"), "--score", "0.6",
                          "--compare", *(str(weights / f"{name}.pth") for name in INPUTS)], out, {}, bar)
 
-    metrics = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["metrics"] for name in INPUTS}
+    metrics = {}
+    for name in INPUTS:
+        by_list = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
+        metrics[name] = {one: by_title[name] for one, by_title in by_list.items()}
     table = results_table(metrics)
     (out / "results.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}\n\n{out / 'results.md'}, {out / 'gallery.png'}; {(time.time() - started) / 60:.1f} minutes")

@@ -53,7 +53,6 @@ def main() -> None:
     teacher_val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
     train_loader = make_loader(train_set, args.batch_size * args.accumulate, args.workers, shuffle=True)
     val_loader = make_loader(val_set, args.batch_size, args.workers)
-    teacher_val_loader = make_loader(teacher_val_set, args.batch_size, args.workers)
 
     # Networks
     student = build_detector(
@@ -79,7 +78,8 @@ def main() -> None:
     fit(student, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "cmkd_adv.pth",
         run_dir=args.run_dir, settings={**student.settings, "classes": args.classes, "ignore": args.ignore},
         arguments=vars(args), also_trained=discriminators,
-        measure=lambda: {"teacher_AP": report_teacher(teacher, teacher_val_loader, args.amp)})
+        measure=lambda: {"teacher_AP": report_teacher(
+            teacher, make_loader(teacher_val_set, args.batch_size, args.workers), args.amp)})
 
 
 if __name__ == "__main__":

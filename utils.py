@@ -112,7 +112,8 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     """Options shared by every script that takes whole lists through a network."""
     parser.add_argument("--batch-size", type=at_least(1), default=4, help="frames per step (published: 4)")
     parser.add_argument("--workers", type=at_least(0), default=hardware.loader_processes(),
-                        help="loader processes (published: not stated; default: one for each core, at most 8)")
+                        help="loader processes (published: not stated; default: one for each core, at most 8, shared "
+                             "between the processes of a torchrun)")
     parser.add_argument("--amp", action=argparse.BooleanOptionalAction,
                         help="bfloat16 autocast (published: --no-amp; default: where the device computes in bfloat16)")
 
@@ -142,7 +143,7 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
     parser.add_argument("--epochs", type=at_least(1), default=100, help="at most (published: 100)")
     parser.add_argument("--lr", type=positive_float, default=0.005, help="SGD learning rate (published: 0.005)")
     parser.add_argument("--scale-lr", action="store_true",
-                        help="--lr is for steps of 4 frames: multiply it by what a step has more (published: off)")
+                        help="--lr is for steps of 4 frames: scale it to what a step has (published: off)")
     parser.add_argument("--patience", type=at_least(0), default=5,
                         help="stop once more epochs than this have passed since the best (published: 5)")
     parser.add_argument("--backbone", default="resnet50", help="a torchvision ResNet (published: resnet50)")

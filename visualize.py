@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_pil_image
 
+from comparison import titles
 from dataset import SeeingThroughFog
 from failures import run
 from models import Detector, WeightsError, covered, load_detector, read_settings
@@ -31,13 +32,6 @@ TILE_WIDTH, HEADER, FOOTER, GAP = 420, 34, 34, 6
 # Okabe and Ito's colour-blind-safe hues; line width and words tell the same without colour.
 TRUTH, HIT, FALSE_ALARM, MISSED = "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
 LEGEND = [(TRUTH, "ground truth"), (HIT, "hit: score"), (FALSE_ALARM, "false alarm: ?"), (MISSED, "missed: x")]
-
-
-def titles(files: list[Path]) -> list[str]:
-    """A column's title for each weights file: its stem, with its folder where several have the same stem."""
-    stems = [file.stem for file in files]
-    return [f"{file.absolute().parent.name}/{file.stem}" if stems.count(file.stem) > 1 else file.stem
-            for file in files]
 
 
 def match(boxes: Tensor, labels: Tensor, truth: Tensor, truth_labels: Tensor) -> tuple[list[bool], list[bool]]:

@@ -33,7 +33,7 @@ METHODS = ("teacher", "cmkd_mse")
 
 def run(arguments: list) -> None:
     """A script, on one thread, as two run side by side."""
-    subprocess.run([sys.executable, *map(str, arguments)], check=True, capture_output=True,
+    subprocess.run([sys.executable, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL,
                    env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -71,7 +71,7 @@ def main() -> None:
                 file = Path(folder) / f"{name}-{way}.json"
                 run([REPOSITORY / "test.py", "--weights", args.demo / f"weights/{name}.pth", "--data",
                      args.demo / "data", "--lists", "test_night", option, "--json", file])
-                tested[name][way] = json.loads(file.read_text(encoding="utf-8"))["metrics"]["test_night"]["AP"]
+                tested[name][way] = json.loads(file.read_text(encoding="utf-8"))["metrics"]["test_night"][name]["AP"]
     rows = []
     for method, aps in trained.items():
         differences = [b - a for a, b in zip(*aps.values(), strict=True)]

@@ -49,7 +49,7 @@ class Published:
         self.loader = make_loader(self.dataset, 1, hardware.loader_processes())
         self.device = args.device
         self.detector = PlainDetector(**{name: ours.settings[name] for name in (
-            "channels", "backbone", "norm", "min_size", "proposals")}).eval()
+            "channels", "backbone", "norm", "min_size", "max_size", "proposals", "num_classes")}).eval()
         self.detector.load_state_dict(ours.state_dict())
         self.detector.to(self.device)
 

@@ -1,5 +1,6 @@
 """What the benchmarks share: simulated frames of the published size, processes that take turns, tables and JSON."""
 
+import contextlib
 import multiprocessing
 import resource
 import subprocess
@@ -38,7 +39,8 @@ class Side:
 
     def ask(self, method: str) -> tuple[float, Any]:
         """The seconds that a method took, and what it gave. Raises what was raised there."""
-        self.orders.send(method)
+        with contextlib.suppress(BrokenPipeError):  # it failed before, and its error is the answer
+            self.orders.send(method)
         answer = self.orders.recv()
         if isinstance(answer, Exception):
             for process in multiprocessing.active_children():

@@ -24,14 +24,14 @@ class PlainDetector(FasterRCNN):
     names and shapes of `models.Detector`'s."""
 
     def __init__(self, channels: int, backbone: str = "resnet50", norm: str = "frozen", min_size: int = 500,
-                 rois: int = 512, proposals: int = 1000) -> None:
+                 max_size: int = 1333, rois: int = 512, proposals: int = 1000, num_classes: int = 2) -> None:
         extractor = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=NORMS[norm],
                                         trainable_layers=5)
         extractor.body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         gated = channels - 3
-        super().__init__(extractor, 2, min_size=min_size, max_size=1333, image_mean=RGB_MEAN + gated * [GATED_MEAN],
-                         image_std=RGB_STD + gated * [GATED_STD], box_batch_size_per_image=rois,
-                         rpn_post_nms_top_n_test=proposals)
+        super().__init__(extractor, num_classes, min_size=min_size, max_size=max_size,
+                         image_mean=RGB_MEAN + gated * [GATED_MEAN], image_std=RGB_STD + gated * [GATED_STD],
+                         box_batch_size_per_image=rois, rpn_post_nms_top_n_test=proposals)
         self.backbone.register_forward_hook(self._remember)
 
     def _remember(self, _: nn.Module, __: tuple, features: dict[str, Tensor]) -> None:

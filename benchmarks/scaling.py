@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --json runs/bench/scaling.json
 
 train_baseline.py as a user runs it, on simulated frames of 640x384, with ResNet-18; the seconds are those that its log
-has for the second epoch (training) or both (validation). One thing is varied at a time, from the middle of each row.
+has for the second epoch. One thing is varied at a time, from the middle of each row.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def train(data: Path, run: Path, frames: int, min_size: int, batch: int, process
     subprocess.run([*start, REPOSITORY / "train_baseline.py", *map(str, [
         "--data", data, "--train-list", f"first_{frames}", "--backbone", "resnet18", "--init", "none", "--epochs", 2,
         "--cache", "ram", "--workers", 0, "--device", device, "--min-size", min_size, "--batch-size",
-        batch // processes, "--out", run, "--run-dir", run])], check=True, capture_output=True,
+        batch // processes, "--out", run, "--run-dir", run])], check=True, stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))})
     return json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 

@@ -9,7 +9,16 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation import METRICS, coco_metrics, to_coco_results
+from evaluation import (
+    METRICS,
+    coco_metrics,
+    least_scores,
+    log_average_miss_rate,
+    match,
+    miss_metrics,
+    recall,
+    to_coco_results,
+)
 
 
 def truth(boxes_by_image):
@@ -76,3 +85,99 @@ def test_to_coco_results():
     targets = [{"image_id": torch.tensor(7), "name": "a"}, {"image_id": torch.tensor(8), "name": "b"}]
     assert to_coco_results(detections, targets) == [
         {"image_id": 7, "category_id": 1, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.25, "file_name": "a"}]
+
+
+PERSON = [10, 10, 50, 100]
+
+
+def test_log_average_miss_rate_by_hand():
+    """Ten frames, two people. From the best detection on: 0, 0.1, 0.1 false positives per image and 1, 1, 0 missed. So
+    half is missed at the four rates below 0.1, and nobody at the other five, which counts as 1e-10."""
+    results = [result(0, PERSON, 0.9), result(5, PERSON, 0.8), result(1, PERSON, 0.7)]
+    matches = match(truth([[PERSON], [PERSON], *[[]] * 8]), results, 1)
+    expected = math.exp((4 * math.log(0.5) + 5 * math.log(1e-10)) / 9)
+    assert log_average_miss_rate(matches) == pytest.approx(expected, rel=1e-9)
+    assert recall(matches, np.array([True, True]), 0.1) == 1.0
+    assert recall(matches, np.array([True, True]), 0.05) == 0.5
+    assert recall(matches, np.array([False, True]), 0.05) == 0.0
+
+
+def test_where_the_best_detection_is_false_nobody_is_found_below_its_rate():
+    """One frame: a false positive is one per image. Only at the last of the nine rates does a point of the curve lie
+    within, and there the person is found."""
+    results = [result(0, [300, 300, 50, 100], 0.9), result(0, PERSON, 0.8)]
+    matches = match(truth([[PERSON]]), results, 1)
+    assert log_average_miss_rate(matches) == pytest.approx(math.exp(math.log(1e-10) / 9))
+    assert least_scores(matches, np.array([0.5, 1]), np.ones(1)).tolist() == [math.inf, 0.8]
+
+
+@pytest.mark.parametrize(("results", "expected"), [([], 1.0), ([result(0, PERSON, 0.5)], 1e-10)])
+def test_miss_rate_of_nothing_and_of_everything(results, expected):
+    assert log_average_miss_rate(match(truth([[PERSON]]), results, 1)) == pytest.approx(expected)
+
+
+def test_a_tie_of_scores_is_one_point_of_the_curve():
+    results = [result(0, PERSON, 0.5), result(0, [300, 300, 50, 100], 0.5)]
+    assert log_average_miss_rate(match(truth([[PERSON]]), results, 1)) == pytest.approx(math.exp(math.log(1e-10) / 9))
+
+
+def test_nobody_to_find_is_undefined():
+    assert math.isnan(log_average_miss_rate(match(truth([[]]), [result(0, PERSON, 0.9)], 1)))
+    metrics = miss_metrics(truth([[]]), [result(0, PERSON, 0.9)])
+    assert metrics.pop("unseen") == 0
+    assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_an_ignore_region_absorbs_detections():
+    content = truth([[PERSON, [200, 0, 200, 300]]])
+    content["annotations"][1]["iscrowd"] = 1
+    matches = match(content, [result(0, [220, 50, 50, 100], 0.9), result(0, [250, 50, 50, 100], 0.8),
+                              result(0, PERSON, 0.7)], 1)
+    assert matches.score.tolist() == [0.7]
+    assert len(matches.truth) == 1
+
+
+def test_the_tall_alone():
+    """A low person counts for nothing, found or not; what is found low and is nobody costs nothing."""
+    content = truth([[PERSON, [100, 10, 20, 40]]])
+    results = [result(0, PERSON, 0.9), result(0, [100, 10, 20, 40], 0.8), result(0, [300, 300, 20, 40], 0.7),
+               result(0, [400, 300, 20, 60], 0.6)]
+    matches = match(content, results, 1, least_height=50)
+    assert (matches.score.tolist(), matches.hit.tolist()) == ([0.9, 0.6], [True, False])
+    assert len(match(content, results, 1).truth) == 2
+
+
+def test_those_whom_rgb_does_not_see():
+    content = truth([[PERSON, [100, 10, 50, 100], [200, 10, 50, 100]]])
+    for annotation, seen in zip(content["annotations"], [(True, True), (False, True), (False, False)], strict=True):
+        annotation["visible_rgb"], annotation["visible_gated"] = seen
+    metrics = miss_metrics(content, [result(0, [100, 10, 50, 100], 0.9)])
+    assert (metrics["unseen"], metrics["recall_unseen"], metrics["recall"]) == (1, 1.0, pytest.approx(1 / 3))
+
+
+def test_two_categories_are_averaged():
+    content = truth([[PERSON]])
+    content["categories"].append({"id": 2, "name": "Deer"})
+    content["annotations"].append({**content["annotations"][0], "id": 2, "category_id": 2, "bbox": [200, 10, 50, 100]})
+    metrics = miss_metrics(content, [result(0, PERSON, 0.9)])
+    assert metrics["recall"] == 0.5
+    assert metrics["MR"] == pytest.approx((1e-10 + 1) / 2)
+
+
+def test_matching_is_pycocotools():
+    """The recall of all detections is COCO's at IoU 0.5, on random boxes."""
+    random = np.random.default_rng(1)
+    boxes = [[[*random.uniform(0, 300, 2), *random.uniform(10, 200, 2)] for _ in range(random.integers(0, 5))]
+             for _ in range(12)]
+    results = [result(image, (np.array(box) + random.normal(0, 9, 4)).clip(1).tolist(), random.random())
+               for image, some in enumerate(boxes) for box in some for _ in range(2)]
+    matches = match(truth(boxes), results, 1)
+    reference = COCO()
+    reference.dataset = truth(boxes)
+    reference.createIndex()
+    evaluation = COCOeval(reference, reference.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    assert np.mean(np.isfinite(matches.found_at)) == pytest.approx(evaluation.eval["recall"][0, 0, 0, 2], abs=1e-12)
+    assert matches.hit.sum() == np.isfinite(matches.found_at).sum()
+    assert 0.3 < matches.hit.mean() < 0.6

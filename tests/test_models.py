@@ -427,6 +427,7 @@ def test_what_lies_on_an_ignore_region_is_no_background():
     detector = build_detector(3, 2, "resnet18", "none")
     boxes = torch.tensor([[10.0, 10, 30, 60], [70, 10, 90, 50], [40, 10, 70, 50], [50, 10, 80, 50], [0, 60, 20, 90]])
     #                      the person          inside           a third inside     two thirds       outside
+    detector.rpn.regions = detector.roi_heads.regions = [1]
     [anchor_labels], [matched] = detector.rpn.assign_targets_to_anchors([boxes], [target_of(PERSON, REGION)])
     assert anchor_labels.tolist() == [1, -1, 0, -1, 0]
     assert matched[0].tolist() == PERSON[1]
@@ -436,9 +437,21 @@ def test_what_lies_on_an_ignore_region_is_no_background():
     assert places[0][0] == 0
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_training_knows_the_ignore_regions_of_each_frame(told):
+    """By `iscrowd` where it is given, else by the labels."""
+    detector = build_detector(3, 2, "resnet18", "none", rois=16, min_size=64, max_size=128).train()
+    targets = [target_of(PERSON, REGION, REGION), target_of(), target_of(PERSON)]
+    if told:
+        targets = [{**target, "iscrowd": (target["labels"] == 0).long()} for target in targets]
+    detector([torch.rand(3, 96, 160) for _ in range(3)], targets)
+    assert detector.rpn.regions == detector.roi_heads.regions == [2, 0, 0]
+
+
 def test_a_person_on_an_ignore_region_is_trained():
     detector = build_detector(3, 2, "resnet18", "none")
     person = (1, [70, 10, 90, 50])
+    detector.rpn.regions = [1]
     [labels], _ = detector.rpn.assign_targets_to_anchors([torch.tensor([person[1]]).float()],
                                                          [target_of(person, REGION)])
     assert labels.tolist() == [1]
@@ -455,5 +468,6 @@ def test_frames_with_ignore_regions_alone_give_finite_losses(regions):
 def test_a_frame_that_is_ignored_whole_trains_nothing_beside_another():
     detector = build_detector(3, 2, "resnet18", "none")
     boxes = torch.tensor([[70.0, 10, 90, 50], [80.0, 20, 100, 60]])
+    detector.rpn.regions = [1, 0]
     labels, _ = detector.rpn.assign_targets_to_anchors([boxes, boxes], [target_of(REGION), target_of()])
     assert [one.tolist() for one in labels] == [[-1, -1], [0, 0]]

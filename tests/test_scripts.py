@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from dataset import FOLDERS, SeeingThroughFog, TrainingBatches
-from evaluation import coco_metrics, finite
+from evaluation import coco_metrics, finite, miss_metrics
 from models import build_detector
 from reproduce import gap_closed, results_table
 
@@ -91,24 +91,61 @@ def test_test_script(synthetic, tmp_path, channels):
     done = run_script("test.py", *arguments)
     assert "64 px" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["settings"]["channels"], report["settings"]["proposals"]) == (channels, 50)
+    assert (report["settings"]["w"]["channels"], report["settings"]["w"]["proposals"]) == (channels, 50)
     for one in ("val_night", "test_night"):
-        [row] = [line for line in done.stdout.splitlines() if line.startswith(one)]
-        assert float(row.split()[-1]) == pytest.approx(report["metrics"][one]["AR_100"], abs=1e-4)
+        [row] = [line for line in done.stdout.splitlines() if line.split()[:2] == ["w", one]]
+        shown = dict(zip(done.stdout.splitlines()[-3].split(), row.split(), strict=True))
+        for metric in ("AR_100", "MR", "recall"):
+            assert float(shown[metric]) == pytest.approx(report["metrics"][one]["w"][metric], abs=1e-4)
         truth = SeeingThroughFog(synthetic, one).ground_truth()
         results = json.loads((tmp_path / f"d.{one}.json").read_text())
         assert len(results) > 0
         assert {result["file_name"] for result in results} <= {image["file_name"] for image in truth["images"]}
-        again = finite(coco_metrics(truth, results))
-        assert again == pytest.approx(report["metrics"][one])
-        (tmp_path / "truth.json").write_text(json.dumps(truth))
+        again = finite({**coco_metrics(truth, results), **miss_metrics(truth, results)})
+        assert again == pytest.approx(report["metrics"][one]["w"])
+        run_script("test.py", "--detections", tmp_path / f"d.{one}.json", "--data", synthetic, "--lists", one, "--json",
+                   tmp_path / "again.json")
+        scored = json.loads((tmp_path / "again.json").read_text())["metrics"][one]
+        assert scored == {f"d.{one}": report["metrics"][one]["w"]}
+        run_script("dataset.py", "--export-coco", tmp_path / "truth.json", "--data", synthetic, "--list", one)
+        expected = SeeingThroughFog(synthetic, one).ground_truth()  # again, as pycocotools writes into what it is given
+        assert json.loads((tmp_path / "truth.json").read_text()) == expected
         COCO(str(tmp_path / "truth.json")).loadRes(str(tmp_path / f"d.{one}.json"))
+
+
+RESULT = {"image_id": 0, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.5}
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ({"annotations": []}, "holds a dict: expected a list of COCO results"),
+    ([RESULT, {**RESULT, "image_id": 99}], "result 1 is on image 99, which the list does not have"),
+    ([{**RESULT, "category_id": 7}], "result 0 has category 7: the categories are 1 (Pedestrian+Pedestrian_is_group)"),
+    ([{**RESULT, "bbox": [1, 2, 3]}], "result 0 has bbox [1, 2, 3] and score 0.5: expected four finite numbers"),
+    ([{**RESULT, "score": "high"}], "and score high: expected four finite numbers and one"),
+    ([{**RESULT, "bbox": [1, 2, -3, 4]}], "result 0 has bbox [1, 2, -3, 4]: a width and a height"),
+    ([[1]], "result 0 is no COCO result"),
+], ids=["no list", "image", "category", "bbox", "score", "negative", "no dictionary"])
+def test_detections_made_elsewhere_are_checked(synthetic, tmp_path, content, message):
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    done = run_script("test.py", "--detections", tmp_path / "d.json", "--data", synthetic, "--lists", "val_night",
+                      expect=2)
+    assert message in the_error(done)
+
+
+def test_one_file_of_detections_is_for_one_list(synthetic, tmp_path):
+    for content, lists, message in (("[]", ["val_night", "test_night"], "are those of one list"),
+                                    ("nothing", ["val_night"], "is not JSON")):
+        (tmp_path / "d.json").write_text(content)
+        done = run_script("test.py", "--detections", tmp_path / "d.json", "--data", synthetic, "--lists", *lists,
+                          expect=2)
+        assert message in the_error(done)
 
 
 @pytest.mark.parametrize("name", ["teacher", "cmkd_adv"])
 def test_trained_weights_go_into_the_test_script(trained, synthetic, name):
     done = run_script("test.py", "--weights", trained / "weights" / f"{name}.pth", "--data", synthetic, "--workers", 0)
-    assert [line.split()[:2] for line in done.stdout.splitlines()[2:]] == [["val_night", "4"], ["test_night", "4"]]
+    assert [line.split()[:3] for line in done.stdout.splitlines()[2:]] == [
+        [name, "val_night", "4"], [name, "test_night", "4"]]
 
 
 def test_flags_come_before_the_json(trained, synthetic, tmp_path):
@@ -127,7 +164,7 @@ def test_a_training_checkpoint_is_tested_as_it_was_trained(trained, synthetic, t
                       "val_night", "--workers", 0, "--amp", "--json", tmp_path / "r.json")
     assert "64 px" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["settings"]["proposals"], report["amp"]) == (50, True)
+    assert (report["settings"]["last"]["proposals"], report["amp"]) == (50, True)
 
 
 def test_loss_falls_on_a_few_frames(synthetic, tmp_path):

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import visualize
+from comparison import titles
 from models import build_detector
-from visualize import MISSED, TILE_WIDTH, detection_tile, draw_box, match, titles
+from visualize import MISSED, TILE_WIDTH, detection_tile, draw_box, match
 
 
 def test_a_box_of_another_class_is_no_hit():
@@ -23,6 +24,8 @@ def test_a_box_of_another_class_is_no_hit():
 
 def test_titles_tell_weights_apart():
     assert titles([Path("a/x.pth"), Path("b/x.pth"), Path("b/y.pth")]) == ["a/x", "b/x", "y"]
+    seeds = [Path(f"seed{seed}/weights/x.pth") for seed in range(2)]
+    assert titles(seeds) == ["seed0/weights/x", "seed1/weights/x"]
 
 
 def test_two_weights_of_one_name_are_two_columns(frames, tmp_path, monkeypatch):
