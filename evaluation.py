@@ -25,6 +25,7 @@ REFERENCE_FALSE_POSITIVES = np.logspace(-2, 0, 9)  # per image; of the log-avera
 LOWEST_MISS_RATE = 1e-10  # its logarithm is finite
 WORKING_POINT = 0.1  # false positives per image, at which recall is given
 TALL = 50  # px; the height from which CityPersons calls a pedestrian reasonable
+HEIGHTS = {"0_50px": (0, 50), "50_100px": (50, 100), "100px_up": (100, math.inf)}  # bands of recall, upper end left out
 
 
 @dataclass(frozen=True)
@@ -172,16 +173,19 @@ def unseen_by_rgb(annotations: list[dict[str, Any]]) -> np.ndarray:
 
 def miss_metrics(ground_truth: dict[str, list], results: list[dict[str, Any]]) -> dict[str, float]:
     """Whom a detector misses, by name, means over the categories that have anybody: log-average miss rate of all and of
-    the tall, and recall at 0.1 false positives per image of all and of those whom the RGB camera does not see, with
-    their number. NaN where there is nobody."""
+    the tall, and recall at 0.1 false positives per image of all, of each band of heights, and of those whom the RGB
+    camera does not see, with their number. NaN where there is nobody."""
     rows = []
     for category in (one["id"] for one in ground_truth["categories"]):
         everyone = match(ground_truth, results, category)
         unseen = unseen_by_rgb(everyone.truth)
+        heights = np.array([one["bbox"][3] for one in everyone.truth])
         rows.append({
             "MR": log_average_miss_rate(everyone),
             "MR_tall": log_average_miss_rate(match(ground_truth, results, category, TALL)),
             "recall": recall(everyone, np.ones(len(everyone.truth), bool)),
+            **{f"recall_{band}": recall(everyone, (low <= heights) & (heights < high))
+               for band, (low, high) in HEIGHTS.items()},
             "recall_unseen": recall(everyone, unseen),
             "unseen": float(unseen.sum()),
         })

@@ -155,6 +155,13 @@ def test_those_whom_rgb_does_not_see():
     assert (metrics["unseen"], metrics["recall_unseen"], metrics["recall"]) == (1, 1.0, pytest.approx(1 / 3))
 
 
+def test_recall_by_height():
+    """Four people of 40, 50, 99 and 100 px; the first and the third are found."""
+    boxes = [[100 * place, 10, 40, height] for place, height in enumerate((40, 50, 99, 100))]
+    metrics = miss_metrics(truth([boxes]), [result(0, boxes[0], 0.9), result(0, boxes[2], 0.8)])
+    assert [metrics[f"recall_{band}"] for band in ("0_50px", "50_100px", "100px_up")] == [1.0, 0.5, 0.0]
+
+
 def test_two_categories_are_averaged():
     content = truth([[PERSON]])
     content["categories"].append({"id": 2, "name": "Deer"})
