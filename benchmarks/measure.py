@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from evaluation import finite
 from utils import REPOSITORY, save_json, versions
 
 
@@ -96,5 +97,5 @@ def report(text: str, figures: dict[str, Any], file: Path | None) -> None:
     """Print a table; write the figures as JSON, with what they depend on, and the table beside them."""
     print(text)
     if file:
-        save_json({**figures, "command": " ".join(["python", *sys.argv]), "versions": versions()}, file)
+        save_json({**finite(figures), "command": " ".join(["python", *sys.argv]), "versions": versions()}, file)
         file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
