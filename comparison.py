@@ -8,14 +8,13 @@ import contextlib
 import io
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval, Params
+from pycocotools.cocoeval import Params
 from tqdm import tqdm
 
-from evaluation import coco, log_average_miss_rate, match, recall, unseen_by_rgb
+from evaluation import evaluator, log_average_miss_rate, match, mean_of_defined, recall, unseen_by_rgb
 
 RECALLS = Params("bbox").recThrs
 HIGHER_IS_BETTER = {"AP": True, "AP50": True, "MR": False, "recall": True, "recall_unseen": True}
@@ -33,12 +32,10 @@ class Precisions:
 
 def precisions(ground_truth: dict[str, list], results: list[dict[str, Any]], category: int) -> Precisions:
     """Matched as COCOeval does for its AP: all areas, the 100 best detections of a frame."""
+    evaluation = evaluator(ground_truth, results)
+    evaluation.params.catIds = [category]
+    evaluation.params.areaRng, evaluation.params.maxDets = evaluation.params.areaRng[:1], [100]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco(ground_truth)
-        found = truth.loadRes(results) if results else coco({**ground_truth, "annotations": []})
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.params.catIds = [category]
-        evaluation.params.areaRng, evaluation.params.maxDets = evaluation.params.areaRng[:1], [100]
         evaluation.evaluate()
     thresholds = len(evaluation.params.iouThrs)
     images = [image or {"dtScores": [], "dtMatches": np.zeros((thresholds, 0)), "dtIgnore": np.zeros((thresholds, 0)),
@@ -71,22 +68,21 @@ class Detected:
 
     def __init__(self, ground_truth: dict[str, list], results: list[dict[str, Any]]) -> None:
         categories = [category["id"] for category in ground_truth["categories"]]
-        self.frames = len(ground_truth["images"])
         self.precisions = [precisions(ground_truth, results, category) for category in categories]
         self.matches = [match(ground_truth, results, category) for category in categories]
+        self.everyone = [np.ones(len(matches.truth), bool) for matches in self.matches]
+        self.unseen = [unseen_by_rgb(matches.truth) for matches in self.matches]
 
     def scores(self, times: np.ndarray | None = None) -> dict[str, float]:
         """By name, means over the categories that have anybody. With `times` a frame counts so many times."""
         aps = np.array([average_precision(found, times) for found in self.precisions])
-        rows = {
+        return {name: mean_of_defined(values) for name, values in {
             "AP": aps.mean(axis=1),
             "AP50": aps[:, 0],
             "MR": [log_average_miss_rate(matches, times) for matches in self.matches],
-            "recall": [recall(matches, np.ones(len(matches.truth), bool), times=times) for matches in self.matches],
-            "recall_unseen": [recall(matches, unseen_by_rgb(matches.truth), times=times) for matches in self.matches],
-        }
-        return {name: float(np.mean(defined)) if (defined := [one for one in values if not math.isnan(one)])
-                else math.nan for name, values in rows.items()}
+            "recall": [recall(*pair, times=times) for pair in zip(self.matches, self.everyone, strict=True)],
+            "recall_unseen": [recall(*pair, times=times) for pair in zip(self.matches, self.unseen, strict=True)],
+        }.items()}
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -135,32 +131,3 @@ def compare(ground_truth: dict[str, list], results: dict[str, list[dict[str, Any
                 table[name][score]["gap_closed_interval"] = interval(
                     gap_closed(mine, theirs, draws[teacher][score], higher))
     return table
-
-
-def markdown(table: dict[str, dict[str, Any]], baseline: str) -> str:
-    """A table of `compare`, in percent, with 95 % intervals."""
-    def cell(one: dict[str, Any], what: str) -> str:
-        value, (low, high) = one[what], one["interval" if what == "value" else f"{what}_interval"]
-        sign = "+" if what == "difference" else ""
-        return f"{100 * value:{sign}.1f} [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(value) else "-"
-
-    has_teacher = any("gap_closed" in scores["AP"] for scores in table.values())
-    head = ["model", *HIGHER_IS_BETTER, f"AP - {baseline}", f"MR - {baseline}",
-            *(["gap closed, AP", "gap closed, MR"] if has_teacher else [])]
-    lines = [head, ["---"] * len(head)]
-    for name, scores in table.items():
-        lines.append([name, *(cell(scores[score], "value") for score in HIGHER_IS_BETTER),
-                      *(cell(scores[score], "difference") for score in ("AP", "MR")),
-                      *(cell(scores[score], "gap_closed") for score in ("AP", "MR") if has_teacher)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def titles(files: list[Path]) -> list[str]:
-    """A short name for each weights file: its stem, with as many of its folders as tell it from the others."""
-    paths = [file.absolute().with_suffix("").parts for file in files]
-
-    def shortest(path: tuple[str, ...]) -> int:
-        return next((length for length in range(1, len(path))
-                     if sum(other[-length:] == path[-length:] for other in paths) == 1), len(path))
-
-    return ["/".join(path[-shortest(path):]) for path in paths]

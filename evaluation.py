@@ -7,6 +7,7 @@ every box of the truth has the score at which it is found: so they cost nothing 
 import contextlib
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +60,8 @@ def coco_metrics(ground_truth: dict[str, list], results: list[dict[str, Any]]) -
 
     `ground_truth` is a COCO dictionary (images, annotations, categories), `results` a list of COCO results.
     """
+    evaluation = evaluator(ground_truth, results)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco(ground_truth)
-        # loadRes cannot take an empty list (IndexError), but an empty COCO object is a right one.
-        found = truth.loadRes(results) if results else coco({**ground_truth, "annotations": []})
-        evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -81,27 +79,36 @@ def finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def coco(content: dict[str, list]) -> COCO:
-    """An indexed pycocotools object from a COCO dictionary."""
-    indexed = COCO()
-    indexed.dataset = content
-    indexed.createIndex()
-    return indexed
+def evaluator(ground_truth: dict[str, list], results: list[dict[str, Any]]) -> COCOeval:
+    """pycocotools' COCOeval, not yet run, on copies of the annotations, as it writes into them.
+
+    The results become a COCO object as `COCO.loadRes` makes it, which cannot take an empty list (IndexError).
+    """
+    contents = []
+    for annotations in (ground_truth["annotations"], [
+            {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+            for number, result in enumerate(results, start=1)]):
+        contents.append(COCO())
+        contents[-1].dataset = {**ground_truth, "annotations": [dict(annotation) for annotation in annotations]}
+        with contextlib.redirect_stdout(io.StringIO()):
+            contents[-1].createIndex()
+    return COCOeval(*contents, "bbox")
 
 
 def match(ground_truth: dict[str, list], results: list[dict[str, Any]], category: int, least_height: float = 0.0
           ) -> Matches:
     """Match by pycocotools, at IoU 0.5 and with every detection, best first. Truth lower than `least_height` px and
     crowds absorb detections instead of counting; a detection that is lower and finds nobody does not count either."""
+    evaluation = evaluator(ground_truth, results)
+    # pycocotools' limits of area become limits of height.
+    for content in (evaluation.cocoGt, evaluation.cocoDt):
+        for annotation in content.anns.values():
+            annotation["area"] = annotation["bbox"][3]
+    evaluation.params.iouThrs = np.array([0.5])
+    evaluation.params.maxDets = [max(1, len(results))]
+    evaluation.params.catIds = [category]
+    evaluation.params.areaRng = [[least_height, math.inf]]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco(by_height(ground_truth))
-        found = coco(by_height({**ground_truth, "annotations": [
-            {**result, "id": number, "iscrowd": 0} for number, result in enumerate(results, start=1)]}))
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.params.iouThrs = np.array([0.5])
-        evaluation.params.maxDets = [max(1, len(results))]
-        evaluation.params.catIds = [category]
-        evaluation.params.areaRng = [[least_height, math.inf]]
         evaluation.evaluate()
     scores, hits, detection_frames, found_at, truth_frames, annotations = [], [], [], [], [], []
     for place, image in enumerate(evaluation.evalImgs):
@@ -116,16 +123,11 @@ def match(ground_truth: dict[str, list], results: list[dict[str, Any]], category
             if not ignored:
                 found_at.append(score_of[int(detection)] if detection else -math.inf)
                 truth_frames.append(place)
-                annotations.append(truth.anns[number])
+                annotations.append(evaluation.cocoGt.anns[number])
     best_first = np.argsort(-np.array(scores), kind="stable")
-    return Matches(len(truth.imgs), np.array(scores)[best_first], np.array(hits, bool)[best_first],
+    return Matches(len(evaluation.evalImgs), np.array(scores)[best_first], np.array(hits, bool)[best_first],
                    np.array(detection_frames, int)[best_first], np.array(found_at), np.array(truth_frames, int),
                    annotations)
-
-
-def by_height(content: dict[str, list]) -> dict[str, list]:
-    """A COCO dictionary whose areas are the boxes' heights: pycocotools' limits of area are then limits of height."""
-    return {**content, "annotations": [{**one, "area": one["bbox"][3]} for one in content["annotations"]]}
 
 
 def least_scores(matches: Matches, false_positives: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -189,8 +191,11 @@ def miss_metrics(ground_truth: dict[str, list], results: list[dict[str, Any]]) -
             "recall_unseen": recall(everyone, unseen),
             "unseen": float(unseen.sum()),
         })
-    metrics = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows if not math.isnan(row[name])]
-        metrics[name] = float(np.sum(values) if name == "unseen" else np.mean(values)) if values else math.nan
-    return metrics
+    means = {name: mean_of_defined([row[name] for row in rows]) for name in rows[0]}
+    return {**means, "unseen": float(sum(row["unseen"] for row in rows))}
+
+
+def mean_of_defined(values: Iterable[float]) -> float:
+    """The mean of those that are not NaN; NaN where all are."""
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan

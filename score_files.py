@@ -1,11 +1,13 @@
-"""Detections and scores as files: COCO results in and out, tables as text and CSV."""
+"""Detections and scores as text: COCO results in and out, tables for the terminal, Markdown and CSV."""
 
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+from comparison import HIGHER_IS_BETTER
 from evaluation import finite
 from utils import UserError, reason_of, save_json, write_atomically
 
@@ -14,9 +16,12 @@ DECIMALS, GAP = 4, 3  # of the columns in the terminal
 LARGEST = 1e9  # of a coordinate; NaN is not below it either
 
 
-def read_results(file: Path, ground_truth: dict[str, list]) -> list[dict[str, Any]]:
-    """A list of COCO results (image_id, category_id, bbox x, y, width, height, score) for the images and categories of
-    `ground_truth`. Raises `UserError` with the place of the first that is none."""
+def read_results(file: Path, truths: dict[str, dict[str, list]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """A file's COCO results (image_id, category_id, bbox x, y, width, height, score), by the one list of `truths` and
+    the file's name. Raises `UserError` for several lists, and with the place of the first that is no result of it."""
+    if len(truths) > 1:
+        raise UserError(f"--detections {file} are those of one list: name it with --lists")
+    [(name, ground_truth)] = truths.items()
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -30,7 +35,7 @@ def read_results(file: Path, ground_truth: dict[str, list]) -> list[dict[str, An
     for place, result in enumerate(results):
         if problem := problem_of(result, images, categories):
             raise UserError(f"{file}: result {place} {problem}")
-    return results
+    return {name: {file.stem: results}}
 
 
 def problem_of(result: Any, images: set[int], categories: dict[int, str]) -> str:
@@ -51,15 +56,39 @@ def problem_of(result: Any, images: set[int], categories: dict[int, str]) -> str
     return ""
 
 
-def metrics_table(metrics: dict[str, dict[str, dict[str, float]]], frames: dict[str, int]) -> str:
+def metrics_table(metrics: dict[str, dict[str, dict[str, float]]], truths: dict[str, dict]) -> str:
     """A line for each list, with its number of frames, and title, in columns."""
     names = [(title, one) for one, by_title in metrics.items() for title in by_title]
     wide, wide_list = (max(map(len, column)) + 2 for column in zip(*names, ("model", "list"), strict=True))
     width = {score: GAP + max(len(score), DECIMALS + 2) for score in SHOWN}
     lines = [f"{'model':<{wide}}{'list':<{wide_list}}frames" + "".join(f"{score:>{width[score]}}" for score in SHOWN)]
-    lines += [f"{title:<{wide}}{one:<{wide_list}}{frames[one]:>6}" + "".join(
+    lines += [f"{title:<{wide}}{one:<{wide_list}}{len(truths[one]['images']):>6}" + "".join(
         f"{metrics[one][title][score]:>{width[score]}.{DECIMALS}f}" for score in SHOWN) for title, one in names]
     return "\n".join(lines)
+
+
+def comparison_table(table: dict[str, dict[str, Any]], baseline: str) -> str:
+    """A table of `comparison.compare`, in percent, with 95 % intervals."""
+    def cell(one: dict[str, Any], what: str) -> str:
+        value, (low, high) = one[what], one["interval" if what == "value" else f"{what}_interval"]
+        sign = "+" if what == "difference" else ""
+        return f"{100 * value:{sign}.1f} [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(value) else "-"
+
+    has_teacher = any("gap_closed" in scores["AP"] for scores in table.values())
+    head = ["model", *HIGHER_IS_BETTER, f"AP - {baseline}", f"MR - {baseline}",
+            *(["gap closed, AP", "gap closed, MR"] if has_teacher else [])]
+    lines = [head, ["---"] * len(head)]
+    for name, scores in table.items():
+        lines.append([name, *(cell(scores[score], "value") for score in HIGHER_IS_BETTER),
+                      *(cell(scores[score], "difference") for score in ("AP", "MR")),
+                      *(cell(scores[score], "gap_closed") for score in ("AP", "MR") if has_teacher)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def comparison_tables(comparisons: dict[str, dict], truths: dict[str, dict], baseline: str) -> list[str]:
+    """The table of each list under a line that says what it is."""
+    return [f"{name}, in percent; in brackets 95 % over its {len(truths[name]['images'])} frames:\n\n"
+            f"{comparison_table(table, baseline)}\n" for name, table in comparisons.items()]
 
 
 def save_csv(metrics: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
@@ -79,3 +108,9 @@ def save_detections(found: dict[str, dict[str, list[dict[str, Any]]]], file: Pat
         for title, results in by_title.items():
             parts = [title.replace("/", "-")] * (len(by_title) > 1) + [one] * (len(found) > 1)
             save_json(results, file.with_name(".".join([file.stem, *parts]) + file.suffix))
+
+
+def save_tables(tables: list[str], file: Path) -> None:
+    """As Markdown: the first, in columns, as it is; the others are Markdown already."""
+    text = "\n".join([f"```\n{tables[0]}\n```", *tables[1:]])
+    write_atomically(file, lambda unfinished: unfinished.write_text(text + "\n", encoding="utf-8"))

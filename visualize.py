@@ -14,10 +14,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_pil_image
 
-from comparison import titles
 from dataset import SeeingThroughFog
 from failures import run
 from models import Detector, WeightsError, covered, load_detector, read_settings
+from scoring import titles
 from utils import (
     DEFAULT_CLASSES,
     OneLineParser,

@@ -40,7 +40,7 @@ def run(arguments: list) -> None:
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="folder of `make demo`")
-    parser.add_argument("--seeds", type=at_least(1), default=5, help="default: 5")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="default: 3")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()
     if not (args.demo / "weights/cmkd_adv.pth").is_file():

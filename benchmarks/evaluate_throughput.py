@@ -45,8 +45,7 @@ class Published:
 
     def __init__(self, args: argparse.Namespace) -> None:
         ours = load_detector(args.weights)
-        self.dataset = frames(args, ours.settings["channels"])
-        self.loader = make_loader(self.dataset, 1, hardware.loader_processes())
+        self.loader = make_loader(frames(args, ours.settings["channels"]), 1, hardware.loader_processes())
         self.device = args.device
         self.detector = PlainDetector(**{name: ours.settings[name] for name in (
             "channels", "backbone", "norm", "min_size", "max_size", "proposals", "num_classes")}).eval()
@@ -62,19 +61,15 @@ class Published:
             results += to_coco_results(found, targets)
         return results
 
-    def metrics(self) -> dict[str, float]:
-        """A pass and its COCO numbers."""
-        return coco_metrics(self.dataset.ground_truth(), self.turn())
 
-
-class Ours(Published):
+class Ours:
     """`engine.predict`."""
 
     def __init__(self, args: argparse.Namespace, amp: bool) -> None:
         hardware.prepare()
         self.detector, self.amp = load_detector(args.weights).to(args.device), amp
-        self.dataset = frames(args, self.detector.settings["channels"])
-        self.loader = make_loader(self.dataset, args.batch_size, hardware.loader_processes())
+        self.loader = make_loader(frames(args, self.detector.settings["channels"]), args.batch_size,
+                                  hardware.loader_processes())
 
     def turn(self) -> list[dict[str, Any]]:
         """The results."""
@@ -112,7 +107,8 @@ def main() -> None:
             torch.manual_seed(0)
             args.weights = Path(folder) / "random.pth"
             torch.save(Detector(3, 2, "resnet50", "batch").state_dict(), args.weights)
-        count = len(frames(args, 3))
+        truth = frames(args, 3).ground_truth()
+        count = len(truth["images"])
         makers = {"published, batch 1, float32": partial(Published, args),
                   f"ours, batch {args.batch_size}, float32": partial(Ours, args, False),
                   f"ours, batch {args.batch_size}, bfloat16": partial(Ours, args, True)}
@@ -124,9 +120,9 @@ def main() -> None:
             for name, side in sides.items():
                 taken, found[name] = side.ask("turn")
                 seconds_of[name] += [taken] if turn else []
-        metrics = {} if random_weights else {name: side.ask("metrics")[1] for name, side in sides.items()}
         for side in sides.values():
             side.end()
+    metrics = {} if random_weights else {name: coco_metrics(truth, results) for name, results in found.items()}
     [plain, *_] = sides
     medians = {name: count / statistics.median(values) for name, values in seconds_of.items()}
     differences = {name: difference(found[name], found[plain]) for name in sides}

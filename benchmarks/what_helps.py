@@ -100,7 +100,7 @@ def compare(measure: str, args: argparse.Namespace, folder: Path, bar: tqdm) -> 
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="default: all")
-    parser.add_argument("--turns", type=at_least(1), default=3, help="turns that count; their median does (default: 3)")
+    parser.add_argument("--turns", type=at_least(1), default=2, help="turns that count; their median does (default: 2)")
     parser.add_argument("--device", type=device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()

@@ -9,14 +9,15 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {file.stem for file in ROOT.glob("*.py")}
 TRAIN_SCRIPTS = {name for name in MODULES if name.startswith("train_")}
 ROOMS = {"cache", "distributed", "checkpoint", "failures", "layout", "dataset", "models", "engine", "evaluation",
-         "score_files", "comparison", "hardware", "utils"}
+         "score_files", "scoring", "comparison", "hardware", "utils"}
 MAY_IMPORT = {
     "distributed": set(),
     "hardware": set(),
     "utils": {"distributed", "hardware"},
     "models": set(),
     "evaluation": set(),
-    "score_files": {"evaluation", "utils"},
+    "score_files": {"comparison", "evaluation", "utils"},
+    "scoring": {"comparison", "dataset", "distributed", "engine", "evaluation", "models", "utils"},
     "comparison": {"evaluation"},
     "synthetic_scene": set(),
     "synthetic_cameras": {"synthetic_scene"},
@@ -64,7 +65,7 @@ def test_the_rooms_stay_small():
         return len((ROOT / f"{name}.py").read_text().splitlines())
 
     assert all(lines(name) <= 120 for name in TRAIN_SCRIPTS)
-    assert lines("test") <= 160
+    assert lines("test") <= 100
     assert lines("utils") <= 300
 
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import visualize
-from comparison import titles
 from models import build_detector
+from scoring import titles
 from visualize import MISSED, TILE_WIDTH, detection_tile, draw_box, match
 
 

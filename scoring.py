@@ -1,0 +1,101 @@
+"""Weights and lists -> detections, scores and comparisons: what `test.py` runs, in its order."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+import distributed
+from comparison import compare
+from dataset import MODALITY, SeeingThroughFog, ignored_patterns
+from engine import predict
+from evaluation import coco_metrics, miss_metrics
+from models import Detector, WeightsError, load_detector, read_settings
+from utils import DEFAULT_CLASSES, UserError
+
+Results = list[dict[str, Any]]  # COCO's
+Datasets = dict[tuple[str, str], SeeingThroughFog]  # by list and modality
+
+
+def load_comparable(files: list[Path], min_size: int | None, max_size: int | None, classes: list[str] | None,
+                    ignore: list[str] | None) -> tuple[dict[str, Detector], list[str], list[str] | None]:
+    """The detectors by title, and the classes and ignored ones that all were trained on, where none are given.
+
+    Raises `WeightsError` or `UserError` for weights that cannot be compared.
+    """
+    if len({file.resolve() for file in files}) < len(files):
+        raise UserError("--weights names a file twice: name each once")
+    detectors = {title: load_detector(file, min_size, max_size)
+                 for title, file in zip(titles(files), files, strict=True)}
+    trained_with = [read_settings(file) for file in files]
+    trained_on = [settings.get("classes", list(DEFAULT_CLASSES)) for settings in trained_with]
+    for file, own, detector in zip(files, trained_on, detectors.values(), strict=True):
+        if (channels := detector.settings["channels"]) not in MODALITY:
+            raise WeightsError(f"{file} takes {channels} channels: expected 3 (RGB) or 6 (RGB and gated)")
+        if own != trained_on[0] and not classes:
+            raise WeightsError(f"{files[0]} was trained on {' '.join(trained_on[0])} and {file} on {' '.join(own)}: "
+                               "compare weights of the same classes, or pass --classes")
+        named, told_apart = len(classes or own), detector.settings["num_classes"] - 1
+        if named != told_apart:
+            raise UserError(f"{file} tells {told_apart} classes apart, --classes names {named}: pass the --classes it "
+                            "was trained on")
+    ignored = [ignored_patterns(settings.get("ignore")) for settings in trained_with]
+    if len(set(ignored)) > 1 and ignore is None:
+        raise WeightsError(f"these weights were trained with different --ignore "
+                           f"({'; '.join(' '.join(one) or 'none' for one in ignored)}): pass --ignore")
+    return detectors, classes or trained_on[0], trained_with[0].get("ignore") if ignore is None else ignore
+
+
+def read_datasets(data: Path, lists: list[str], modalities: set[str], classes: list[str], ignore: list[str] | None
+                  ) -> Datasets:
+    """Every list in every modality. Raises `UserError`, also for a list without anything to find."""
+    datasets = {(name, modality): SeeingThroughFog(data, name, modality, classes, ignore)
+                for name in lists for modality in sorted(modalities)}
+    for dataset in datasets.values():
+        if not dataset.has_boxes:
+            raise UserError(f"{dataset.list_file}: no frame has a box of these classes, so there is nothing to score: "
+                            "name another list or other --classes")
+    return datasets
+
+
+def detect(detectors: dict[str, Detector], datasets: Datasets, load: Callable[[SeeingThroughFog], DataLoader],
+           device: torch.device, amp: bool) -> dict[str, dict[str, Results]]:
+    """What each detector finds, by list and title. One detector at a time is on the device."""
+    found: dict[str, dict[str, Results]] = {name: {} for name, _ in datasets}
+    for title, detector in detectors.items():
+        settings = detector.to(device).settings
+        print(f"{title}: {MODALITY[settings['channels']]}, {settings['backbone']}, {settings['min_size']} px")
+        for name in found:
+            found[name][title] = predict(detector, load(datasets[name, MODALITY[settings["channels"]]]), amp)
+        detector.cpu()
+    return found
+
+
+def score(truths: dict[str, dict], found: dict[str, dict[str, Results]]) -> dict[str, dict[str, dict[str, float]]]:
+    """COCO's numbers and who is missed, by list and title; `truths` are COCO dictionaries by list."""
+    return {name: {title: {**coco_metrics(truths[name], results), **miss_metrics(truths[name], results)}
+                   for title, results in by_title.items()} for name, by_title in found.items()}
+
+
+def compare_lists(detectors: dict[str, Detector], truths: dict[str, dict], found: dict[str, dict[str, Results]],
+                  draws: int, seed: int) -> tuple[dict[str, dict], str]:
+    """`comparison.compare` for each list, and the baseline's title: of the first RGB weights, where there are any, else
+    of the first. The first weights with gated slices are the teacher."""
+    first_of = {detector.settings["channels"]: title for title, detector in reversed(detectors.items())}
+    baseline = first_of.get(3, next(iter(detectors)))
+    return {name: distributed.on_first(partial(compare, truth, found[name], baseline, first_of.get(6), draws, seed))
+            for name, truth in truths.items()}, baseline
+
+
+def titles(files: list[Path]) -> list[str]:
+    """A short name for each weights file: its stem, with as many of its folders as tell it from the others."""
+    paths = [file.absolute().with_suffix("").parts for file in files]
+
+    def shortest(path: tuple[str, ...]) -> int:
+        return next((length for length in range(1, len(path))
+                     if sum(other[-length:] == path[-length:] for other in paths) == 1), len(path))
+
+    return ["/".join(path[-shortest(path):]) for path in paths]
