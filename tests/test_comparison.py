@@ -158,6 +158,10 @@ def test_what_cannot_be_compared(synthetic, tmp_path):
                             ("ac", "compare weights of the same classes"), ("aa", "--weights names a file twice")):
         done = run_script("test.py", "--weights", *(weights[name] for name in chosen), "--data", synthetic, expect=2)
         assert message in the_error(done)
+    (tmp_path / "d.pth").write_bytes(weights["a"].read_bytes())
+    (tmp_path / "d.json").write_text(json.dumps({"classes": ["Pedestrian"], "ignore": ["DontCare"], "min_size": 64}))
+    done = run_script("test.py", "--weights", weights["a"], tmp_path / "d.pth", "--data", synthetic, expect=2)
+    assert "trained with different --ignore (none; DontCare): pass --ignore" in the_error(done)
     done = run_script("test.py", "--weights", *(weights[name] for name in "ab"), "--data", synthetic, "--classes",
                       "Pedestrian", expect=2)
     assert "b.pth tells 2 classes apart, --classes names 1" in the_error(done)

@@ -264,6 +264,15 @@ def test_resume_refuses_other_settings(one_frame, tmp_path):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True, lr=0.5)
 
 
+def test_a_run_of_a_version_without_an_option_goes_on(one_frame, tmp_path):
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    last = tmp_path / "run/last.pth"
+    content = torch.load(last, weights_only=True)
+    del content["arguments"]["scale_lr"]
+    torch.save(content, last)
+    assert run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)[-1]["epoch"] == 2
+
+
 def test_resume_keeps_the_best_score_and_the_patience(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=2)
     again = Seer({1})

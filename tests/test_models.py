@@ -437,6 +437,17 @@ def test_what_lies_on_an_ignore_region_is_no_background():
     assert places[0][0] == 0
 
 
+def test_padding_goes_with_the_weights_and_a_teacher_pads_as_its_student(tmp_path):
+    file = saved(tmp_path, small(6).state_dict())
+    file.with_suffix(".json").write_text(json.dumps({"padding": 128}))
+    assert load_detector(file).transform.size_divisible == 128
+    assert load_detector(file).settings["padding"] == 128
+    assert load_teacher(file, 64, 1333).transform.size_divisible == 32
+    assert load_teacher(file, 64, 1333, compiled=True).transform.size_divisible == 128
+    file.with_suffix(".json").write_text("{}")
+    assert load_detector(file).transform.size_divisible == 32
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_training_knows_the_ignore_regions_of_each_frame(told):
     """By `iscrowd` where it is given, else by the labels."""

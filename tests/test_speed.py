@@ -180,6 +180,17 @@ def test_a_loss_that_is_not_finite_is_found_later_and_never_stepped_on(synthetic
     assert torch.load(tmp_path / "last.pth", weights_only=True)["state"]["epoch"] == 1
 
 
+def test_a_fused_optimizer_whose_state_was_saved_unfused_still_steps():
+    """`load_state_dict` brings the old groups' word along, `defaults` keeps the new one."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.5, fused=True)
+    optimizer.load_state_dict(torch.optim.SGD([weight], lr=0.5).state_dict())
+    weight.grad = torch.ones(1)
+    for loss, expected in ((math.nan, 1.0), (1.0, 0.5)):
+        engine.step_where_finite(optimizer, {"loss": torch.tensor(loss)})
+        assert weight.item() == expected
+
+
 def test_accumulated_batches_are_one_step(synthetic, tmp_path):
     """Four frames of the six in a step: then two, which weigh as much as in a batch of their own."""
     whole, parts = Slope(), Slope()
