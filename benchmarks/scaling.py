@@ -1,9 +1,9 @@
-"""What training costs against the number of frames, their size, the batch and the processes: does it grow linearly?
+"""What training costs against the number of frames, their size, the batch, the regions and the processes.
 
     python benchmarks/scaling.py --json runs/bench/scaling.json
 
 train_baseline.py as a user runs it, on simulated frames of 640x384, with ResNet-18; the seconds are those that its log
-has for the second epoch. One thing is varied at a time, from the middle of each row.
+has for the second epoch. One thing is varied at a time; the others are as in USUAL.
 """
 
 import argparse
@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import report, simulate, table
 from utils import REPOSITORY, OneLineParser, at_least
 
-USUAL = {"frames": 32, "min_size": 192, "batch": 4, "processes": 1}
-VARIED = {"frames": [16, 32, 64, 128], "min_size": [96, 192, 384], "batch": [1, 2, 4, 8, 16], "processes": [1, 2]}
+USUAL = {"frames": 32, "min_size": 192, "batch": 4, "rois": 512, "processes": 1}
+VARIED = {"frames": [16, 32, 64, 128], "min_size": [96, 192, 384], "batch": [1, 4, 16], "rois": [64, 256, 512],
+          "processes": [1, 2]}
 
 
-def train(data: Path, run: Path, frames: int, min_size: int, batch: int, processes: int, device: str
+def train(data: Path, run: Path, frames: int, min_size: int, batch: int, rois: int, processes: int, device: str
           ) -> dict[str, float]:
     """The last record of a run of two epochs on the first `frames` of the list; `batch` is over all processes."""
     names = (data / "train_night.txt").read_text(encoding="utf-8").splitlines()[:frames]
@@ -36,8 +37,8 @@ def train(data: Path, run: Path, frames: int, min_size: int, batch: int, process
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     subprocess.run([*start, REPOSITORY / "train_baseline.py", *map(str, [
         "--data", data, "--train-list", f"first_{frames}", "--backbone", "resnet18", "--init", "none", "--epochs", 2,
-        "--cache", "ram", "--workers", 0, "--device", device, "--min-size", min_size, "--batch-size",
-        batch // processes, "--out", run, "--run-dir", run])], check=True, stdout=subprocess.DEVNULL,
+        "--cache", "ram", "--workers", 0, "--device", device, "--min-size", min_size, "--rois", rois,
+        "--batch-size", batch // processes, "--out", run, "--run-dir", run])], check=True, stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))})
     return json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
@@ -61,12 +62,9 @@ def main() -> None:
                 bar.update()
     text = []
     for what, runs in results.items():
-        rows = []
-        for run in runs:
-            frame = 1000 * run["train_seconds"] / run["frames"]
-            rows.append([run[what], f"{run['train_seconds']:.2f}", f"{frame:.0f}",
-                         f"{frame / (run['min_size'] / 100) ** 2:.1f}", f"{run['val_seconds']:.2f}"])
-        text.append(table([what, "epoch, s", "a frame, ms", "for 100 px squared, ms", "validation, s"], rows))
+        rows = [[run[what], f"{run['train_seconds']:.1f}", f"{1000 * run['train_seconds'] / run['frames']:.0f}",
+                 f"{run['val_seconds']:.1f}"] for run in runs]
+        text.append(table([what, "epoch, s", "a frame, ms", "validation, s"], rows))
     report("\n\n".join(text), {"results": results, "usual": USUAL}, args.json)
 
 
