@@ -21,7 +21,10 @@ NORMS = {"frozen": lambda channels: FrozenBatchNorm2d(channels, eps=0.0), "batch
 
 class PlainDetector(FasterRCNN):
     """torchvision's detector, which remembers the pyramid of its last forward pass as `pyramid`. Its state_dict has the
-    names and shapes of `models.Detector`'s."""
+    names and shapes of `models.Detector`'s.
+
+    It is built as that one is, and not from it, so that a fault there cannot be in both sides of a comparison.
+    """
 
     def __init__(self, channels: int, backbone: str = "resnet50", norm: str = "frozen", min_size: int = 500,
                  max_size: int = 1333, rois: int = 512, proposals: int = 1000, num_classes: int = 2) -> None:
