@@ -93,9 +93,11 @@ def test_test_script(synthetic, tmp_path, channels):
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["settings"]["w"]["channels"], report["settings"]["w"]["proposals"]) == (channels, 50)
     for one in ("val_night", "test_night"):
-        [row] = [line for line in done.stdout.splitlines() if line.split()[:2] == ["w", one]]
-        shown = dict(zip(done.stdout.splitlines()[-3].split(), row.split(), strict=True))
-        for metric in ("AR_100", "MR", "recall"):
+        lines = [line.split() for line in done.stdout.splitlines()]
+        heads = [line for line in lines if line[:1] == ["model"]]
+        rows = [line for line in lines if line[:2] == ["w", one]]
+        shown = {name: cell for pair in zip(heads, rows, strict=True) for name, cell in zip(*pair, strict=True)}
+        for metric in ("AR_100", "MR", "recall", "AP_50_100px", "recall_0_25m"):
             assert float(shown[metric]) == pytest.approx(report["metrics"][one]["w"][metric], abs=1e-4)
         truth = SeeingThroughFog(synthetic, one).ground_truth()
         results = json.loads((tmp_path / f"d.{one}.json").read_text())
