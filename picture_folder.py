@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from evaluation import to_coco_results
 from models import Detector
-from pictures import HIT, corners, draw_box
+from pictures import HIT, Box, corners, draw_boxes
 from utils import UserError, reason_of, refuse_unwritable, save_json, warn, write_atomically
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
@@ -47,12 +47,10 @@ def read_picture(file: Path) -> Image.Image:
 def annotate(picture: Image.Image, results: list[dict[str, Any]], classes: list[str]) -> Image.Image:
     """A copy with the boxes of COCO results, each with its score, and its class where there are several."""
     copy = picture.copy()
-    draw = ImageDraw.Draw(copy)
     unit = max(1, round(copy.width / LINES_IN_A_PICTURE))
-    for one in results:
-        name = f"{classes[one['category_id'] - 1]} " if len(classes) > 1 else ""
-        draw_box(draw, corners(one["bbox"], 1), HIT, width=1 + unit, above=f"{name}{one['score']:.2f}",
-                 letter=10 + 2 * unit)
+    draw_boxes(copy, [Box(corners(one["bbox"], 1), HIT, 1 + unit,
+                          (f"{classes[one['category_id'] - 1]} " if len(classes) > 1 else "") + f"{one['score']:.2f}")
+                      for one in results], letter=10 + 2 * unit)
     return copy
 
 
@@ -103,7 +101,7 @@ def detect_pictures(detector: Detector, classes: list[str], path: Path, out: Pat
     if images:
         save_json({"images": images, "annotations": annotations, "categories": categories}, out / "detections.json")
         shown = sum(one["score"] >= least_score for one in annotations)
-        print(f"{out}: {len(images)} pictures, {shown} boxes of at least {least_score:g}; {out / 'detections.json'}")
+        print(f"{out}: {len(images)} of {len(files)} pictures, {shown} boxes of at least {least_score:g}; {out / 'detections.json'}")
     for name, reason in unreadable.items():
         warn(f"{root / name} {reason}")
     if unreadable:

@@ -1,6 +1,7 @@
 """Frames as pictures: tiles with boxes drawn on them, and sheets of tiles."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,18 @@ from outcomes import Outcome
 TILE_WIDTH, TITLE, LINE, GAP, LETTER = 420, 24, 16, 6, 12
 # Okabe and Ito's colour-blind-safe hues; line width and words tell the same without colour.
 TRUTH, HIT, FALSE_ALARM, MISSED = "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
+Corners = tuple[float, float, float, float]  # x0, y0, x1, y1 in px of a picture
 LEGEND = {"ground truth": TRUTH, "hit: score": HIT, "false alarm: ?": FALSE_ALARM, "missed: x": MISSED}
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box to draw."""
+
+    corners: Corners
+    colour: str
+    width: int = 2
+    text: str = ""
 
 
 def text_font(size: int) -> ImageFont.FreeTypeFont:
@@ -28,21 +40,36 @@ def tile(image: Tensor, width: int = TILE_WIDTH) -> tuple[Image.Image, float]:
     return picture.resize((width, max(1, round(picture.height * scale))), Image.Resampling.BICUBIC), scale
 
 
-def draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: str, width: int = 2, above: str = "",
-             inside: str = "", below: str = "", letter: int = LETTER) -> None:
-    """A box (x0, y0, x1, y1 in px of the picture) with its text. A hit, a false alarm and a miss at one place each have
-    room of their own."""
-    x0, y0, x1, y1 = box
-    font = text_font(letter)
-    draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
-    outline = {"font": font, "fill": colour, "stroke_width": 1, "stroke_fill": "black"}
-    draw.text((x0 + 1, max(y0 - 2, letter + 1)), above, anchor="ls", **outline)
-    draw.text((x1 - width - 2, y1 - width - 3), inside, anchor="rb", **outline)
-    draw.text((x0 + 1, min(y1 + 3, draw.im.size[1] - letter)), below, anchor="lt", **outline)
+def draw_boxes(picture: Image.Image, boxes: Iterable[Box], letter: int = LETTER) -> None:
+    """Boxes, each with its text on a tag of its colour beside it. Tags never lie on each other: the first box's comes
+    first, and one that finds no free place is left out."""
+    draw = ImageDraw.Draw(picture)
+    boxes, font, taken = list(boxes), text_font(letter), []
+    for box in boxes:
+        draw.rectangle(box.corners, outline=box.colour, width=box.width)
+    for box in boxes:
+        size = round(font.getlength(box.text)) + 4, letter + 2
+        if box.text and (tag := free_place(box.corners, size, picture.size, taken)):
+            taken.append(tag)
+            draw.rectangle(tag, fill=box.colour)
+            draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), box.text, fill="black", font=font, anchor="mm")
 
 
-def corners(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:
-    """x, y, width, height -> x0, y0, x1, y1 in px of a picture of this scale."""
+def free_place(box: Corners, size: tuple[int, int], limits: tuple[int, int], taken: list[Corners]) -> Corners | None:
+    """Where a tag of this width and height fits, above, below or in a box, in a picture of these limits, off the taken
+    places."""
+    (x0, y0, x1, y1), (width, height) = box, size
+    for x, y in ((x0, y0 - height), (x0, y1), (x1 - width, y0 - height), (x1 - width, y1), (x0, y0 + 1),
+                 (x0, y1 - height - 1)):
+        left, top = min(max(x, 0), limits[0] - width - 1), min(max(y, 0), limits[1] - height - 1)
+        if all(left > other[2] or left + width < other[0] or top > other[3] or top + height < other[1]
+               for other in taken):
+            return left, top, left + width, top + height
+    return None
+
+
+def corners(box: Sequence[float], scale: float) -> Corners:
+    """x, y, width, height -> the corners in a picture of this scale."""
     x, y, width, height = (value * scale for value in box)
     return x, y, x + width, y + height
 
@@ -56,9 +83,8 @@ def truth_tile(image: Tensor, annotations: Iterable[dict[str, Any]]) -> Image.Im
         inside[y0 : y1 + 1, x0 : x1 + 1] = True
     brightest = int((image[3:6] * inside).sum(dim=(1, 2)).argmax())
     picture, scale = tile(image[3 + brightest : 4 + brightest])
+    draw_boxes(picture, [Box(corners(one["bbox"], scale), TRUTH) for one in people])
     draw = ImageDraw.Draw(picture)
-    for one in people:
-        draw_box(draw, corners(one["bbox"], scale), TRUTH)
     draw.text((6, picture.height - 6), f"slice {brightest}", fill="white", font=text_font(LETTER), anchor="ls",
               stroke_width=1, stroke_fill="black")
     return picture
@@ -67,13 +93,10 @@ def truth_tile(image: Tensor, annotations: Iterable[dict[str, Any]]) -> Image.Im
 def outcome_tile(image: Tensor, outcome: Outcome) -> Image.Image:
     """Hits, false alarms and misses on the RGB picture (uint8 `[3, H, W]`)."""
     picture, scale = tile(image)
-    draw = ImageDraw.Draw(picture)
-    for one in outcome.missed:
-        draw_box(draw, corners(one["bbox"], scale), MISSED, width=1, below="x")
-    for one in outcome.false_alarms:
-        draw_box(draw, corners(one["bbox"], scale), FALSE_ALARM, inside="?")
-    for one in outcome.hits:
-        draw_box(draw, corners(one["bbox"], scale), HIT, width=3, above=f"{one['score']:.2f}")
+    draw_boxes(picture, [
+        *(Box(corners(one["bbox"], scale), HIT, 3, f"{one['score']:.2f}") for one in outcome.hits),
+        *(Box(corners(one["bbox"], scale), FALSE_ALARM, 2, "?") for one in outcome.false_alarms),
+        *(Box(corners(one["bbox"], scale), MISSED, 1, "x") for one in outcome.missed)])
     return picture
 
 
