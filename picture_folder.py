@@ -101,7 +101,8 @@ def detect_pictures(detector: Detector, classes: list[str], path: Path, out: Pat
     if images:
         save_json({"images": images, "annotations": annotations, "categories": categories}, out / "detections.json")
         shown = sum(one["score"] >= least_score for one in annotations)
-        print(f"{out}: {len(images)} of {len(files)} pictures, {shown} boxes of at least {least_score:g}; {out / 'detections.json'}")
+        print(f"{out}: {len(images)} of {len(files)} pictures, {shown} boxes of at least {least_score:g}; "
+              f"{out / 'detections.json'}")
     for name, reason in unreadable.items():
         warn(f"{root / name} {reason}")
     if unreadable:

@@ -5,11 +5,9 @@ import json
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import NAMES, ROOT, TINY, label_line, run_script, the_error
-from PIL import Image
 from pycocotools.coco import COCO
 
 from dataset import FOLDERS, SeeingThroughFog, TrainingBatches
@@ -174,14 +172,6 @@ def test_loss_falls_on_a_few_frames(synthetic, tmp_path):
     losses = [sum(json.loads(line)["losses"].values())
               for line in (tmp_path / "run/log.jsonl").read_text().splitlines()[1:]]
     assert losses[-1] < 0.9 * losses[0]
-
-
-def test_gallery(trained, synthetic, tmp_path):
-    run_script("visualize.py", "--data", synthetic, "--frames", 2, "--score", 0.1, "--out", tmp_path / "g.png",
-               "--compare", *(trained / "weights" / f"{name}.pth" for name in NAMES))
-    picture = np.asarray(Image.open(tmp_path / "g.png"))
-    assert picture.shape[1] > 5 * 400
-    assert (picture == (0, 158, 115)).all(axis=2).any()  # a ground-truth box
 
 
 TRAIN = ["--max-iterations", 1, *TINY]
