@@ -80,26 +80,17 @@ def detect(detectors: dict[str, Detector], datasets: Datasets, load: Callable[[S
     return found
 
 
-def part(truth: dict[str, list], found: dict[str, Results], frames: set[str]) -> tuple[dict, dict[str, Results]]:
-    """A list's truth and detections (by title) on some of its frames, given by name."""
-    images = [image for image in truth["images"] if image["file_name"] in frames]
-    numbers = {image["id"] for image in images}
-    return ({**truth, "images": images,
-             "annotations": [one for one in truth["annotations"] if one["image_id"] in numbers]},
-            {title: [one for one in results if one["image_id"] in numbers] for title, results in found.items()})
-
-
 def with_conditions(data: Path, truths: dict[str, dict], found: dict[str, dict[str, Results]]
                     ) -> tuple[dict[str, dict], dict[str, dict[str, Results]]]:
-    """Truths and detections of the lists, each followed by those of its conditions (`layout.condition_lists`), taken
-    from the whole list's."""
-    parts = {}
+    """Truths and detections of the lists, each followed by those of its conditions (`layout.condition_lists`): the same
+    annotations and results, of which only those on a COCO dictionary's images are scored."""
+    all_truths, all_found = {}, {}
     for name, truth in truths.items():
-        parts[name] = truth, found[name]
-        parts |= {condition: part(truth, found[name], set(frames))
-                  for condition, frames in condition_lists(data, name).items()}
-    return ({name: truth for name, (truth, _) in parts.items()},
-            {name: results for name, (_, results) in parts.items()})
+        whole = [image["file_name"] for image in truth["images"]]
+        for part, frames in {name: whole, **condition_lists(data, name)}.items():
+            images = [image for image, frame in zip(truth["images"], whole, strict=True) if frame in set(frames)]
+            all_truths[part], all_found[part] = {**truth, "images": images}, found[name]
+    return all_truths, all_found
 
 
 def score(truths: dict[str, dict], found: dict[str, dict[str, Results]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -14,7 +14,7 @@ from test_evaluation import result, truth
 from comparison import Detected, compare, interval
 from evaluation import coco_metrics, log_average_miss_rate, match
 from models import build_detector
-from score_files import comparison_rows
+from score_files import comparison_rows, metrics_rows
 
 
 def random_case(noise, frames=12, seed=0):
@@ -149,6 +149,14 @@ def test_several_weights_in_one_call(synthetic, tmp_path):
     assert [(row["model"], row["list"]) for row in rows] == [
         (name, one) for one in ("val_night", "test_night") for name in ("second", "teacher", "first")]
     assert float(rows[0]["AP"]) == report["metrics"]["val_night"]["second"]["AP"]
+
+
+def test_scores_that_nobody_has_are_not_shown():
+    metrics = {"val": {"a": {"AP": 0.25, "MR": math.nan, "recall": 0.5}, "b": {"AP": 1.0, "MR": math.nan,
+                                                                             "recall": math.nan}}}
+    assert metrics_rows(metrics, {"val": {"images": [1, 2]}}, ["AP", "MR", "recall"]) == [
+        ["model", "list", "frames", "AP", "recall"], ["a", "val", "2", "0.2500", "0.5000"],
+        ["b", "val", "2", "1.0000", "nan"]]
 
 
 def test_by_condition(synthetic, tmp_path):

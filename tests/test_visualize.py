@@ -185,6 +185,8 @@ def test_compare_writes_a_sheet_and_a_page(synthetic, untrained, tmp_path):
     assert {Image.open(io.BytesIO(base64.b64decode(one))).width for one in pictures} == {TILE_WIDTH}
     assert "http" not in text.lower()
     assert str(untrained["student"]) in text
+    assert "<td>baseline</td><td>baseline</td>" in text
+    assert "<td>students</td><td>student</td>" in text
     assert "<td>student</td><td>val_night</td><td>4</td>" in text
 
 
