@@ -33,8 +33,11 @@ MAY_IMPORT = {
     "checkpoint": {"failures", "utils"},
     "failures": {"distributed", "hardware", "utils"},
     "engine": {"evaluation", "checkpoint", "failures", "distributed", "utils"},
+    "deployable": {"models"},
+    "exported": {"models", "utils"},
     "test": ROOMS,
     "visualize": ROOMS,
+    "export": ROOMS | {"deployable", "exported"},
     "reproduce": ROOMS,
     **dict.fromkeys(TRAIN_SCRIPTS, ROOMS),
 }
