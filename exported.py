@@ -17,7 +17,7 @@ from models import Detector
 from utils import UserError
 
 OPSET = 18  # of ONNX: the oldest that torch.onnx writes, as older runtimes can read it
-BOX_TOLERANCE, SCORE_TOLERANCE = 0.1, 0.001  # px of the picture; scores are 0..1
+BOX_TOLERANCE, SCORE_TOLERANCE = 0.25, 0.001  # px of the picture; scores are 0..1
 TURNS = 3  # of all frames, for the latency
 
 Detections = tuple[Tensor, Tensor, Tensor]  # boxes [N, 4] in px of the picture, scores [N], labels [N]
