@@ -42,6 +42,9 @@ MAY_IMPORT = {
     "picture_folder": {"evaluation", "models", "pictures", "utils"},
     "test": ROOMS,
     "visualize": ROOMS | {"curves", "feature_maps", "page", "picture_folder"},
+    "deployable": {"models"},
+    "exported": {"models", "utils"},
+    "export": ROOMS | {"deployable", "exported"},
     "reproduce": ROOMS,
     **dict.fromkeys(TRAIN_SCRIPTS, ROOMS),
 }
