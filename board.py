@@ -15,12 +15,16 @@ PICTURES, LEAST_SCORE = 4, 0.5
 
 def open_board(run_dir: Path, epochs_done: int) -> Any:
     """A SummaryWriter into RUN_DIR/tensorboard, in which later epochs of an earlier start are no longer shown. Raises
-    `UserError` where tensorboard is not installed."""
+    `UserError` where tensorboard is not installed, or the folder cannot be written."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard needs a package that is not installed: pip install tensorboard") from None
-    return SummaryWriter(run_dir / "tensorboard", purge_step=epochs_done + 1)
+    folder = run_dir / "tensorboard"
+    try:
+        return SummaryWriter(folder, purge_step=epochs_done + 1)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): move it, or leave --tensorboard out") from None
 
 
 def show_epoch(board: Any, record: dict[str, Any], dataset: Dataset, truth: dict[str, list],

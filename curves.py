@@ -18,7 +18,8 @@ def read_epochs(file: Path) -> list[dict[str, Any]]:
     """The records of the epochs of a log; of an epoch that was trained again, the last. Raises `UserError`."""
     epochs = {}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # A line that a kill left unfinished has no end.
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read ({reason_of(error)}): name the log.jsonl of a run") from None
     for number, line in enumerate(lines, start=1):

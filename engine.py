@@ -89,7 +89,7 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
         warn(f"{train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing will be learned "
              "but background")
 
-    board = (open_board(run_dir, state["epoch"]) if arguments["tensorboard"] and distributed.rank() == 0 else None)
+    board = open_board(run_dir, state["epoch"]) if arguments["tensorboard"] and distributed.rank() == 0 else None
 
     def save() -> None:
         random_states = distributed.gather(checkpoint.random_states())
@@ -124,9 +124,9 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
                       "lr": optimizer.param_groups[0]["lr"], "train_seconds": train_seconds, "val_seconds": val_seconds}
             if distributed.rank() == 0:
                 append_record(log_file, record)
+            save()
             if board:
                 show_epoch(board, record, val_loader.dataset, val_loader.dataset.ground_truth(), results)
-            save()
             print(f"epoch {state['epoch']}: loss {sum(losses.values()):.4f}  val AP {metrics['AP']:.4f}  "
                   f"AP50 {metrics['AP50']:.4f}  best AP {state['best_AP']:.4f} (epoch {state['best_epoch']})  "
                   f"{train_seconds:.0f} + {val_seconds:.0f} s")

@@ -17,13 +17,15 @@ BRIGHTEST = 0.995  # of the places of a level; what lies above is shown as this
 def energies(detector: Detector, image: Tensor) -> dict[str, Tensor]:
     """The root mean square over channels of each level, `[h, w]` by its name, without the padding; of a uint8 image
     `[6, H, W]`, of whose channels the detector takes the first."""
-    device = next(detector.parameters()).device
-    own = image[: detector.settings["channels"]].to(device)
-    batch, _ = detector.transform([own.float() / 255])
-    [(height, width)] = batch.image_sizes
-    padded_height, padded_width = batch.tensors.shape[-2:]
+    own = image[: detector.settings["channels"]].to(next(detector.parameters()).device)
+    sizes = []
+    hook = detector.transform.register_forward_hook(lambda _, __, outputs: sizes.append(
+        (*outputs[0].image_sizes[0], *outputs[0].tensors.shape[-2:])))
+    pyramid = detector.features([own])
+    hook.remove()
+    [(height, width, padded_height, padded_width)] = sizes
     maps = {}
-    for level, features in detector.features([own]).items():
+    for level, features in pyramid.items():
         energy = features[0].float().square().mean(dim=0).sqrt().cpu()
         rows, columns = (max(1, round(size * whole / padded)) for size, whole, padded in zip(
             energy.shape, (height, width), (padded_height, padded_width), strict=True))

@@ -105,8 +105,8 @@ def read_list(file: Path) -> list[str]:
 
 
 def condition_lists(root: Path, list_name: str) -> dict[str, list[str]]:
-    """The lists of one condition of a list: those of the same split (`val_night`, `val_snow_night`) of which it has
-    every frame, but not they all of its. Lists that cannot be read are none."""
+    """The lists of one condition of a list: those of the same split (`val_night`, `val_snow_night`) whose frames are a
+    part of its, and not all. Lists that cannot be read are none."""
     whole = set(read_list(root / f"{list_name}.txt"))
     found = {}
     for file in sorted(root.glob(f"{list_name.partition('_')[0]}_*.txt")):

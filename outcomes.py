@@ -28,7 +28,9 @@ class Difference:
     any_two: int
 
     def __str__(self) -> str:
-        return f"students find {self.gained} more and miss {self.lost} that the baseline finds"
+        parts = [(self.gained, "found by students, not the baseline"), (self.lost, "by the baseline, not all students"),
+                 (self.any_two, "by some networks only")]
+        return ", ".join(f"{count} {text}" for count, text in parts if count) or "all find the same"
 
 
 def outcomes(truth: dict[str, list], results: list[dict[str, Any]], least_score: float | None

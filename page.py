@@ -28,7 +28,7 @@ const condition = document.getElementById("condition"), people = document.getEle
 function choose() {
   let shown = 0;
   for (const frame of document.querySelectorAll("section")) {
-    const wanted = (!condition.value || frame.dataset.conditions.split(" ").includes(condition.value))
+    const wanted = (!condition.value || frame.dataset.conditions.split("/").includes(condition.value))
       && (!people.value || Number(frame.dataset[people.value]) > 0);
     frame.hidden = !wanted;
     shown += wanted;
@@ -71,7 +71,8 @@ def page(title: str, settings: dict[str, str], tables: dict[str, list[list[str]]
 <label>condition <select id="condition"><option value="">all</option>{choices}</select></label>
 <label>people <select id="people"><option value="">all frames</option>
 <option value="gained">found by a student, missed by the baseline</option>
-<option value="lost">found by the baseline, missed by a student</option></select></label>
+<option value="lost">found by the baseline, missed by a student</option>
+<option value="any">found by some networks only</option></select></label>
 <span id="shown"></span></div>
 {"".join(html_row(row, columns) for row in rows)}
 <script>{SCRIPT}</script>
@@ -92,9 +93,9 @@ def html_row(row: Row, columns: list[str]) -> str:
     figures = "".join(f'<figure><figcaption>{escape(column)}</figcaption><img alt="{escape(column)}" '
                       f'src="data:image/jpeg;base64,{jpeg(picture)}"></figure>'
                       for column, picture in zip(columns, row.tiles, strict=True))
-    return (f'<section data-conditions="{escape(" ".join(row.conditions))}" data-gained="{row.difference.gained}" '
-            f'data-lost="{row.difference.lost}"><h3>{escape(" | ".join([row.name, *row.conditions]))}: '
-            f"{row.difference}</h3>\n{figures}</section>\n")
+    return (f'<section data-conditions="{escape("/".join(row.conditions))}" data-gained="{row.difference.gained}" '
+            f'data-lost="{row.difference.lost}" data-any="{row.difference.any_two}">'
+            f'<h3>{escape(" | ".join([row.name, *row.conditions]))}: {row.difference}</h3>\n{figures}</section>\n')
 
 
 def jpeg(picture: Image.Image) -> str:

@@ -24,10 +24,11 @@ def find_pictures(path: Path) -> list[Path]:
     if path.suffix.lower() in VIDEOS:
         raise UserError(f"{path} is a video: write its frames to a folder first (ffmpeg -i {path} "
                         f"{path.with_suffix('')}/%06d.png) and name the folder")
-    if path.is_file():
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
         return [path]
     if not path.is_dir():
-        raise UserError(f"{path} is missing: name a picture or a folder of pictures")
+        raise UserError(f"{path} is {'no picture' if path.exists() else 'missing'}: name a picture "
+                        f"({', '.join(sorted(SUFFIXES))}) or a folder of pictures")
     if files := sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
         return files
     raise UserError(f"{path} has no picture ({', '.join(sorted(SUFFIXES))}): name another folder")
@@ -67,15 +68,17 @@ def detect(detector: Detector, picture: Image.Image, amp: bool) -> dict[str, Ten
 def detect_pictures(detector: Detector, classes: list[str], path: Path, out: Path, least_score: float, amp: bool
                     ) -> None:
     """Write an annotated copy of each picture to the folder `out`, by its own name, and OUT/detections.json: a COCO
-    dictionary (images, categories, annotations with `score`) of all boxes, of any score.
+    dictionary (images, categories, annotations with `score`) of all boxes that the network gives: at most 100 in a
+    picture, from a score of 0.05 on.
 
     Raises `UserError` where nothing can be done, and, once the others are written, with the pictures that could not be
     read.
     """
     root = path if path.is_dir() else path.parent
-    if out.resolve() == root.resolve() or path.is_dir() and root.resolve() in out.resolve().parents:
-        raise UserError(f"--out {out} lies in {root}, where copies would take the place of pictures, or be taken for "
-                        "some the next time: name another folder")
+    here, there = root.resolve(), out.resolve()
+    if there == here or there in here.parents or (path.is_dir() and here in there.parents):
+        raise UserError(f"--out {out} and {root} lie in each other, where copies could take the place of pictures, or "
+                        "be taken for some the next time: name another folder")
     files = find_pictures(path)
     refuse_unwritable(out / "detections.json")
     images, annotations, unreadable = [], [], {}
@@ -83,6 +86,8 @@ def detect_pictures(detector: Detector, classes: list[str], path: Path, out: Pat
         name = file.relative_to(root)
         try:
             picture = read_picture(file)
+            if min(picture.size) * detector.settings["max_size"] < max(picture.size):
+                raise UserError(f"is {picture.width}x{picture.height}: nothing is left of it at the network's size")
         except UserError as error:
             unreadable[name] = str(error)
             continue
@@ -96,7 +101,7 @@ def detect_pictures(detector: Detector, classes: list[str], path: Path, out: Pat
                         for number, one in enumerate(results, start=1)]
         copy = annotate(picture, [one for one in results if one["score"] >= least_score], classes)
         write_atomically(out / name, lambda unfinished, copy=copy, file=file: copy.save(
-            unfinished, Image.registered_extensions().get(file.suffix.lower(), "PNG")))
+            unfinished, Image.registered_extensions()[file.suffix.lower()]))
     categories = [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
     if images:
         save_json({"images": images, "annotations": annotations, "categories": categories}, out / "detections.json")

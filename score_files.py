@@ -75,9 +75,11 @@ def columns(rows: list[list[str]], texts: int = 2) -> str:
                                 for place, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows)
 
 
-def metrics_tables(metrics: dict[str, dict[str, dict[str, float]]], truths: dict[str, dict]) -> list[list[list[str]]]:
+def metrics_tables(metrics: dict[str, dict[str, dict[str, float]]], truths: dict[str, dict]
+                   ) -> dict[str, list[list[str]]]:
     """The rows of the main scores, and of AP and recall by height and, where the labels say it, distance."""
-    return [metrics_rows(metrics, truths, SHOWN), metrics_rows(metrics, truths, BANDS)]
+    return {"scores": metrics_rows(metrics, truths, SHOWN),
+            "by height and distance": metrics_rows(metrics, truths, BANDS)}
 
 
 def comparison_rows(table: dict[str, dict[str, Any]], baseline: str) -> list[list[str]]:

@@ -30,8 +30,7 @@ def load_comparable(files: list[Path], min_size: int | None, max_size: int | Non
     """
     if not files:
         return {}, classes or list(DEFAULT_CLASSES), ignore
-    if len({file.resolve() for file in files}) < len(files):
-        raise UserError("--weights names a file twice: name each once")
+    refuse_twice(files)
     detectors = {title: load_detector(file, min_size, max_size)
                  for title, file in zip(titles(files), files, strict=True)}
     trained_with = [read_settings(file) for file in files]
@@ -82,15 +81,22 @@ def detect(detectors: dict[str, Detector], datasets: Datasets, load: Callable[[S
 
 def with_conditions(data: Path, truths: dict[str, dict], found: dict[str, dict[str, Results]]
                     ) -> tuple[dict[str, dict], dict[str, dict[str, Results]]]:
-    """Truths and detections of the lists, each followed by those of its conditions (`layout.condition_lists`): the same
-    annotations and results, of which only those on a COCO dictionary's images are scored."""
+    """Truths and detections of the lists, each followed by those of its conditions (`layout.condition_lists`)."""
     all_truths, all_found = {}, {}
     for name, truth in truths.items():
-        whole = [image["file_name"] for image in truth["images"]]
-        for part, frames in {name: whole, **condition_lists(data, name)}.items():
-            images = [image for image, frame in zip(truth["images"], whole, strict=True) if frame in set(frames)]
-            all_truths[part], all_found[part] = {**truth, "images": images}, found[name]
+        all_truths[name], all_found[name] = truth, found[name]
+        for condition, frames in condition_lists(data, name).items():
+            wanted = set(frames)
+            images = [image for image in truth["images"] if image["file_name"] in wanted]
+            numbers = {image["id"] for image in images}
+            all_truths[condition] = {**truth, "images": images, "annotations": on_images(truth["annotations"], numbers)}
+            all_found[condition] = {title: on_images(results, numbers) for title, results in found[name].items()}
     return all_truths, all_found
+
+
+def on_images(entries: list[dict[str, Any]], numbers: set[int]) -> list[dict[str, Any]]:
+    """Annotations or results on the images of these numbers."""
+    return [entry for entry in entries if entry["image_id"] in numbers]
 
 
 def score(truths: dict[str, dict], found: dict[str, dict[str, Results]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -109,9 +115,22 @@ def compare_lists(detectors: dict[str, Detector], truths: dict[str, dict], found
             for name, truth in truths.items()}, baseline
 
 
+def refuse_twice(files: list[Path]) -> None:
+    """Raise `UserError` for a file or folder that is named twice."""
+    places = [file.resolve() for file in files]
+    for file, place in zip(files, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{file} is named twice: name each once")
+
+
 def titles(files: list[Path]) -> list[str]:
     """A short name for each weights file: its stem, with as many of its folders as tell it from the others."""
-    paths = [file.absolute().with_suffix("").parts for file in files]
+    return short_names([file.with_suffix("") for file in files])
+
+
+def short_names(places: list[Path]) -> list[str]:
+    """The last part of each path, with as many of its folders as tell it from the others."""
+    paths = [place.absolute().parts for place in places]
 
     def shortest(path: tuple[str, ...]) -> int:
         return next((length for length in range(1, len(path))

@@ -79,8 +79,8 @@ def main() -> None:
         truths, found = with_conditions(args.data, truths, found)
     metrics = score(truths, found)
     tables, comparisons = score_files.metrics_tables(metrics, truths), {}
-    print(*map(score_files.columns, tables), sep="\n\n")
-    text = [score_files.markdown(table) for table in tables]
+    print(*map(score_files.columns, tables.values()), sep="\n\n")
+    text = [score_files.markdown(table) for table in tables.values()]
     if len(detectors) > 1:
         comparisons, baseline = compare_lists(detectors, truths, found, args.draws, args.seed)
         text += score_files.comparison_tables(comparisons, truths, baseline)

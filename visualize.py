@@ -11,6 +11,7 @@ shows all four.
 """
 
 import argparse
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from curves import draw_curves
-from dataset import SeeingThroughFog, make_loader
+from dataset import SeeingThroughFog, class_groups, make_loader
 from failures import run
 from feature_maps import features_sheet
 from layout import condition_lists
@@ -35,7 +36,9 @@ from scoring import (
     detect,
     load_comparable,
     read_datasets,
+    refuse_twice,
     score,
+    short_names,
     titles,
     with_conditions,
 )
@@ -81,6 +84,10 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.mode = next(name for name in MODES if getattr(args, name))
     args.out = args.out or Path(MODES[args.mode])
+    written = [file.resolve() for file in (args.out, args.html) if file]
+    read = [file.resolve() for files in (args.compare, args.features, args.curves) for file in files or []]
+    if len({*written} - {*read}) < len(written):
+        parser.error("--out and --html must be two files, and none that is read")
     return args
 
 
@@ -99,10 +106,12 @@ class Comparison:
 
     @cached_property
     def differences(self) -> list[Difference]:
+        """Of each frame."""
         return [difference(one, self.baseline, self.students) for one in self.outcomes]
 
     @property
     def columns(self) -> list[str]:
+        """What stands over the tiles."""
         return ["ground truth, on a gated slice",
                 *(f"{title}, {shown_from(self.limits[title])}" for title in self.detectors)]
 
@@ -147,7 +156,7 @@ def write_page(args: argparse.Namespace, content: Comparison, ranked: list[int])
             for place in tqdm(spread_over_conditions(ranked, conditions, args.html_frames), "drawing", unit="frame",
                               leave=False, disable=None)]
     truths, found = with_conditions(args.data, {args.list: content.truth}, {args.list: content.found})
-    tables = dict(zip(("scores", "by height and distance"), metrics_tables(score(truths, found), truths), strict=False))
+    tables = metrics_tables(score(truths, found), truths)
     if len(content.detectors) > 1:
         comparisons, _ = compare_lists(content.detectors, truths, found, args.draws, args.seed)
         tables |= {comparison_title(name, truths[name]): comparison_rows(table, content.baseline)
@@ -166,8 +175,8 @@ def write_page(args: argparse.Namespace, content: Comparison, ranked: list[int])
 
 def shown_from(limits: dict[str, float]) -> str:
     """From which score on detections are shown, by category."""
-    return "score " + ", ".join(f">= {limit:.2f}" + (f" ({name})" if len(limits) > 1 else "")
-                                for name, limit in limits.items())
+    return ", ".join((f"score >= {limit:.2f}" if limit < math.inf else "nothing, as its best would be a false alarm")
+                     + (f" ({name})" if len(limits) > 1 else "") for name, limit in limits.items())
 
 
 def images(args: argparse.Namespace) -> None:
@@ -178,13 +187,15 @@ def images(args: argparse.Namespace) -> None:
     [detector] = detectors.values()
     if detector.settings["channels"] != 3:
         raise WeightsError(f"{args.weights} needs gated slices, which ordinary pictures have not: pass an RGB student")
-    detect_pictures(detector.to(args.device).eval(), classes, args.images, args.out,
+    names = ["+".join(group) for group in class_groups(classes)]
+    detect_pictures(detector.to(args.device).eval(), names, args.images, args.out,
                     0.5 if args.score is None else args.score, args.amp)
 
 
 def features(args: argparse.Namespace) -> None:
     """The pyramids of several networks on one frame."""
     refuse_unwritable(args.out)
+    refuse_twice(args.features)
     detectors = {title: load_detector(file).to(args.device).eval()
                  for title, file in zip(titles(args.features), args.features, strict=True)}
     frames = SeeingThroughFog(args.data, args.list, "rgb+gated")
@@ -200,8 +211,9 @@ def features(args: argparse.Namespace) -> None:
 def curves(args: argparse.Namespace) -> None:
     """The logs of several runs."""
     refuse_unwritable(args.out)
-    folders = [file.parent.with_name(f"{file.parent.name}.run") for file in args.curves]
-    draw_curves(dict(zip(titles(folders), args.curves, strict=True)), args.out)
+    folders = [file.absolute().parent for file in args.curves]
+    refuse_twice(folders)
+    draw_curves(dict(zip(short_names(folders), args.curves, strict=True)), args.out)
     print(f"{args.out}: {len(args.curves)} runs")
 
 

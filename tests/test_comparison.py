@@ -15,6 +15,7 @@ from comparison import Detected, compare, interval
 from evaluation import coco_metrics, log_average_miss_rate, match
 from models import build_detector
 from score_files import comparison_rows, metrics_rows
+from scoring import score, with_conditions
 
 
 def random_case(noise, frames=12, seed=0):
@@ -159,6 +160,24 @@ def test_scores_that_nobody_has_are_not_shown():
         ["b", "val", "2", "1.0000", "nan"]]
 
 
+def test_a_condition_is_scored_as_its_own_list(tmp_path):
+    content, results = random_case(6)
+    frames = [image["file_name"] for image in content["images"]]
+    (tmp_path / "val_night.txt").write_text("\n".join(frames))
+    (tmp_path / "val_snow.txt").write_text("\n".join(frames[5:]))
+    truths, found = with_conditions(tmp_path, {"val_night": content}, {"val_night": {"a": results}})
+    metrics = score(truths, found)
+    own_truth = {**content, "images": [{**image, "id": image["id"] - 5} for image in content["images"][5:]],
+                 "annotations": [{**one, "image_id": one["image_id"] - 5} for one in content["annotations"]
+                                 if one["image_id"] >= 5]}
+    own_results = [{**one, "image_id": one["image_id"] - 5} for one in results if one["image_id"] >= 5]
+    own = score({"own": own_truth}, {"own": {"a": own_results}})["own"]["a"]
+    assert metrics["val_snow"]["a"] == pytest.approx(own, nan_ok=True)
+    assert 0.05 < own["AP"] < 0.95
+    assert metrics["val_night"]["a"]["AP"] != pytest.approx(own["AP"])
+    assert all(one["image_id"] >= 5 for one in [*truths["val_snow"]["annotations"], *found["val_snow"]["a"]])
+
+
 def test_by_condition(synthetic, tmp_path):
     """Each condition is scored as its own list would be; a list of another split or of other frames is none."""
     detector = build_detector(3, 2, "resnet18", "none", min_size=64, proposals=50)
@@ -190,7 +209,7 @@ def test_what_cannot_be_compared(synthetic, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({**detector.settings, "classes": classes}))
     weights = {name: tmp_path / f"{name}.pth" for name in "abc"}
     for chosen, message in (("ab", f"{weights['a']} was trained on Pedestrian and {weights['b']} on Pedestrian R"),
-                            ("ac", "compare weights of the same classes"), ("aa", "--weights names a file twice")):
+                            ("ac", "compare weights of the same classes"), ("aa", "a.pth is named twice")):
         done = run_script("test.py", "--weights", *(weights[name] for name in chosen), "--data", synthetic, expect=2)
         assert message in the_error(done)
     (tmp_path / "d.pth").write_bytes(weights["a"].read_bytes())
