@@ -17,7 +17,7 @@ NEWEST, BEFORE, UNFINISHED = "last.pth", "previous.pth", "last.pth.new"
 PARTS = {"model", "also_trained", "optimizer", "state", "random_states", "arguments"}
 # What may differ in a run that goes on: where it runs, when it ends, and what it tolerates.
 MAY_CHANGE_ON_RESUME = {"epochs", "patience", "max_iterations", "workers", "device", "resume", "data", "run_dir",
-                        "checkpoint_minutes", "skip_bad"}
+                        "checkpoint_minutes", "skip_bad", "tensorboard"}
 
 
 def save(run_dir: Path, content: dict[str, Any]) -> None:

@@ -166,19 +166,20 @@ class SeeingThroughFog(Dataset):
         """All frames and boxes as a COCO dictionary (boxes x, y, width, height), from labels and image headers.
 
         An ignore region is a crowd of every category: a detection on it counts neither as right nor as wrong. Who is
-        visible in which camera stands as `visible_rgb` and `visible_gated`, None where the labels don't say.
+        visible in which camera stands as `visible_rgb` and `visible_gated`, and how far away as `distance` in m; None
+        where the labels don't say.
         """
         images, annotations = [], []
         for index, name in enumerate(self.names):
             width, height = image_size(self.files[index][0])
             images.append({"id": index, "file_name": name, "width": width, "height": height})
-            boxes, labels, seen = self._scaled_objects(index, width, height)
-            for (x0, y0, x1, y1), label, visible in zip(boxes.tolist(), labels.tolist(), seen, strict=True):
+            boxes, labels, lines = self._scaled_objects(index, width, height)
+            for (x0, y0, x1, y1), label, line in zip(boxes.tolist(), labels.tolist(), lines, strict=True):
                 for category in [label] if label else range(1, self.num_classes):
                     annotations.append({"id": len(annotations) + 1, "image_id": index, "category_id": category,
                                         "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0),
-                                        "iscrowd": int(label == 0), "visible_rgb": visible.visible_rgb,
-                                        "visible_gated": visible.visible_gated})
+                                        "iscrowd": int(label == 0), "visible_rgb": line.visible_rgb,
+                                        "visible_gated": line.visible_gated, "distance": line.distance})
         categories = [{"id": label, "name": "+".join(group)} for label, group in enumerate(self.classes, start=1)]
         return {"images": images, "annotations": annotations, "categories": categories}
 

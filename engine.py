@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import checkpoint
 import distributed
+from board import open_board, show_epoch
 from evaluation import coco_metrics, finite, to_coco_results
 from failures import StopRequest, is_out_of_memory, naming_dead_workers
 from utils import (
@@ -88,6 +89,8 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
         warn(f"{train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing will be learned "
              "but background")
 
+    board = (open_board(run_dir, state["epoch"]) if arguments["tensorboard"] and distributed.rank() == 0 else None)
+
     def save() -> None:
         random_states = distributed.gather(checkpoint.random_states())
         if distributed.rank() == 0:
@@ -106,7 +109,8 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
             losses, train_seconds = train_one_epoch(trained, compute_losses, optimizer, train_loader, state, arguments,
                                                     run_dir, stop, save)
             started = time.perf_counter()
-            metrics = evaluate(model, val_loader, arguments["amp"], stop)
+            results = predict(model, val_loader, arguments["amp"], stop)
+            metrics = score(val_loader, results)
             val_seconds = time.perf_counter() - started
             state.update(epoch=state["epoch"] + 1, under_way=None)
             if metrics["AP"] > state["best_AP"]:
@@ -115,11 +119,13 @@ def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], 
                     save_torch(model.state_dict(), weights)
                     save_json({**settings, "epoch": state["epoch"], "val": finite(metrics), "arguments": arguments,
                                "versions": versions()}, weights.with_suffix(".json"))
+            record = {**{name: state[name] for name in ("epoch", "iteration", "best_AP", "best_epoch")},
+                      "skipped": len(state["skipped"]), "losses": losses, "val": finite(metrics),
+                      "lr": optimizer.param_groups[0]["lr"], "train_seconds": train_seconds, "val_seconds": val_seconds}
             if distributed.rank() == 0:
-                append_record(log_file, {
-                    **{name: state[name] for name in ("epoch", "iteration", "best_AP", "best_epoch")},
-                    "skipped": len(state["skipped"]), "losses": losses, "val": finite(metrics),
-                    "lr": optimizer.param_groups[0]["lr"], "train_seconds": train_seconds, "val_seconds": val_seconds})
+                append_record(log_file, record)
+            if board:
+                show_epoch(board, record, val_loader.dataset, val_loader.dataset.ground_truth(), results)
             save()
             print(f"epoch {state['epoch']}: loss {sum(losses.values()):.4f}  val AP {metrics['AP']:.4f}  "
                   f"AP50 {metrics['AP50']:.4f}  best AP {state['best_AP']:.4f} (epoch {state['best_epoch']})  "
@@ -377,16 +383,14 @@ def predict(model: nn.Module, loader: DataLoader, amp: bool = False, stop: StopR
     return sorted(everywhere, key=lambda result: result["image_id"])
 
 
-def evaluate(model: nn.Module, loader: DataLoader, amp: bool = False, stop: StopRequest | None = None
-             ) -> dict[str, float]:
-    """COCO's twelve numbers of a model on the loader's list."""
-    results = predict(model, loader, amp, stop)
+def score(loader: DataLoader, results: list[dict[str, Any]]) -> dict[str, float]:
+    """COCO's twelve numbers of the results on the loader's list, computed once where there are several processes."""
     return distributed.on_first(lambda: coco_metrics(loader.dataset.ground_truth(), results))
 
 
 def report_teacher(teacher: nn.Module, loader: DataLoader, amp: bool = False) -> float:
     """Print and return the teacher's validation AP, and warn where there is little to imitate."""
-    ap = evaluate(teacher, loader, amp)["AP"]
+    ap = score(loader, predict(teacher, loader, amp))["AP"]
     print(f"teacher: val AP {ap:.4f}")
     if not ap > 0.01:
         warn("a teacher with an AP near 0 has nothing to teach: check --teacher, --data, --val-list and the image size "

@@ -7,7 +7,7 @@ every box of the truth has the score at which it is found: so they cost nothing 
 import contextlib
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ REFERENCE_FALSE_POSITIVES = np.logspace(-2, 0, 9)  # per image; of the log-avera
 LOWEST_MISS_RATE = 1e-10  # its logarithm is finite
 WORKING_POINT = 0.1  # false positives per image, at which recall is given
 TALL = 50  # px; the height from which CityPersons calls a pedestrian reasonable
-HEIGHTS = {"0_50px": (0, 50), "50_100px": (50, 100), "100px_up": (100, math.inf)}  # bands of recall, upper end left out
+# Bands of AP and recall, the upper end left out: of box heights in px, and of distances in m.
+HEIGHTS = {"0_50px": (0, 50), "50_100px": (50, 100), "100px_up": (100, math.inf)}
+DISTANCES = {"0_25m": (0, 25), "25_50m": (25, 50), "50m_up": (50, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Matches:
     that does not count has absorbed are left out."""
 
     frames: int
-    score: np.ndarray  # [D], of detections, the best first
+    detections: list[dict[str, Any]]  # [D], COCO results, the best first
+    score: np.ndarray  # [D], theirs
     hit: np.ndarray  # [D] bool
     detection_frame: np.ndarray  # [D] int, the place of the frame
     found_at: np.ndarray  # [T], of boxes that count: the score of the detection that found it, -inf where none did
@@ -95,27 +98,58 @@ def evaluator(ground_truth: dict[str, list], results: list[dict[str, Any]]) -> C
     return COCOeval(*contents, "bbox")
 
 
+def set_areas(evaluation: COCOeval, of_truth: Callable[[dict], float], of_result: Callable[[dict], float]) -> None:
+    """Make pycocotools' limits of area those of another quantity."""
+    for content, quantity in ((evaluation.cocoGt, of_truth), (evaluation.cocoDt, of_result)):
+        for annotation in content.anns.values():
+            annotation["area"] = quantity(annotation)
+
+
+def height(annotation: dict[str, Any]) -> float:
+    """Of a box, px of the stored image."""
+    return annotation["bbox"][3]
+
+
+def distance(annotation: dict[str, Any]) -> float:
+    """In m; -1, which lies in no band, where the labels don't say it."""
+    known = annotation.get("distance")
+    return -1.0 if known is None else known
+
+
+def average_precision_in(band: tuple[float, float], ground_truth: dict[str, list], results: list[dict[str, Any]],
+                         of_truth: Callable[[dict], float], of_result: Callable[[dict], float]) -> float:
+    """COCO's AP of the truth whose quantity lies in a band, NaN where there is none. Other truth absorbs detections; a
+    detection that finds nobody counts where its own quantity lies in the band."""
+    low, high = band
+    evaluation = evaluator(ground_truth, results)
+    set_areas(evaluation, of_truth, of_result)
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[low, np.nextafter(high, low)]], ["all"]
+    evaluation.params.maxDets = [100]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    defined = evaluation.eval["precision"][evaluation.eval["precision"] > -1]
+    return float(defined.mean()) if defined.size else math.nan
+
+
 def match(ground_truth: dict[str, list], results: list[dict[str, Any]], category: int, least_height: float = 0.0
           ) -> Matches:
     """Match by pycocotools, at IoU 0.5 and with every detection, best first. Truth lower than `least_height` px and
     crowds absorb detections instead of counting; a detection that is lower and finds nobody does not count either."""
     evaluation = evaluator(ground_truth, results)
-    # pycocotools' limits of area become limits of height.
-    for content in (evaluation.cocoGt, evaluation.cocoDt):
-        for annotation in content.anns.values():
-            annotation["area"] = annotation["bbox"][3]
+    set_areas(evaluation, height, height)
     evaluation.params.iouThrs = np.array([0.5])
     evaluation.params.maxDets = [max(1, len(results))]
     evaluation.params.catIds = [category]
     evaluation.params.areaRng = [[least_height, math.inf]]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
-    scores, hits, detection_frames, found_at, truth_frames, annotations = [], [], [], [], [], []
+    detections, hits, detection_frames, found_at, truth_frames, annotations = [], [], [], [], [], []
     for place, image in enumerate(evaluation.evalImgs):
         if image is None:
             continue
         counts = ~image["dtIgnore"][0].astype(bool)
-        scores += np.array(image["dtScores"])[counts].tolist()
+        detections += [evaluation.cocoDt.anns[number] for number in np.array(image["dtIds"], int)[counts]]
         hits += (image["dtMatches"][0] > 0)[counts].tolist()
         detection_frames += [place] * int(counts.sum())
         score_of = dict(zip(image["dtIds"], image["dtScores"], strict=True))
@@ -124,10 +158,11 @@ def match(ground_truth: dict[str, list], results: list[dict[str, Any]], category
                 found_at.append(score_of[int(detection)] if detection else -math.inf)
                 truth_frames.append(place)
                 annotations.append(evaluation.cocoGt.anns[number])
-    best_first = np.argsort(-np.array(scores), kind="stable")
-    return Matches(len(evaluation.evalImgs), np.array(scores)[best_first], np.array(hits, bool)[best_first],
-                   np.array(detection_frames, int)[best_first], np.array(found_at), np.array(truth_frames, int),
-                   annotations)
+    scores = np.array([one["score"] for one in detections])
+    best_first = np.argsort(-scores, kind="stable")
+    return Matches(len(evaluation.evalImgs), [detections[place] for place in best_first], scores[best_first],
+                   np.array(hits, bool)[best_first], np.array(detection_frames, int)[best_first], np.array(found_at),
+                   np.array(truth_frames, int), annotations)
 
 
 def least_scores(matches: Matches, false_positives: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -175,24 +210,32 @@ def unseen_by_rgb(annotations: list[dict[str, Any]]) -> np.ndarray:
 
 def miss_metrics(ground_truth: dict[str, list], results: list[dict[str, Any]]) -> dict[str, float]:
     """Whom a detector misses, by name, means over the categories that have anybody: log-average miss rate of all and of
-    the tall, and recall at 0.1 false positives per image of all, of each band of heights, and of those whom the RGB
-    camera does not see, with their number. NaN where there is nobody."""
+    the tall; recall at 0.1 false positives per image of all, and of those whom the RGB camera does not see, with their
+    number; recall and AP of each band of heights and distances. NaN where there is nobody.
+
+    A detection that finds nobody has a height but no distance: it counts in every band of distances.
+    """
     rows = []
     for category in (one["id"] for one in ground_truth["categories"]):
         everyone = match(ground_truth, results, category)
         unseen = unseen_by_rgb(everyone.truth)
-        heights = np.array([one["bbox"][3] for one in everyone.truth])
+        measured = [(HEIGHTS, np.array([height(one) for one in everyone.truth])),
+                    (DISTANCES, np.array([distance(one) for one in everyone.truth]))]
         rows.append({
             "MR": log_average_miss_rate(everyone),
             "MR_tall": log_average_miss_rate(match(ground_truth, results, category, TALL)),
             "recall": recall(everyone, np.ones(len(everyone.truth), bool)),
-            **{f"recall_{band}": recall(everyone, (low <= heights) & (heights < high))
-               for band, (low, high) in HEIGHTS.items()},
+            **{f"recall_{band}": recall(everyone, (low <= values) & (values < high))
+               for bands, values in measured for band, (low, high) in bands.items()},
             "recall_unseen": recall(everyone, unseen),
             "unseen": float(unseen.sum()),
         })
     means = {name: mean_of_defined([row[name] for row in rows]) for name in rows[0]}
-    return {**means, "unseen": float(sum(row["unseen"] for row in rows))}
+    aps = {f"AP_{band}": average_precision_in(limits, ground_truth, results, height, height)
+           for band, limits in HEIGHTS.items()}
+    aps |= {f"AP_{band}": average_precision_in(limits, ground_truth, results, distance, lambda _, low=limits[0]: low)
+            for band, limits in DISTANCES.items()}
+    return {**means, **aps, "unseen": float(sum(row["unseen"] for row in rows))}
 
 
 def mean_of_defined(values: Iterable[float]) -> float:

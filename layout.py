@@ -27,6 +27,7 @@ SLICES = ("gated0", "gated1", "gated2")
 PICTURES = ("images", *SLICES)
 LONGEST_NAME = 250  # bytes; file systems take 255, with the suffix
 LABEL_COLUMNS = (15, 16, 27)  # KITTI, KITTI with a score, Seeing Through Fog
+NO_POSITION = -1000  # in any of the three coordinates
 VISIBLE = {"True": True, "False": False}  # any other text says that it is not known
 
 
@@ -38,6 +39,7 @@ class Label:
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in 1280x720 label space
     visible_rgb: bool | None  # columns 23 and 24 of Seeing Through Fog; None where they are not given
     visible_gated: bool | None
+    distance: float | None  # m, from the 3D position in columns 11-13; None where it is not given
     line: int
 
 
@@ -102,6 +104,18 @@ def read_list(file: Path) -> list[str]:
     return list(names)
 
 
+def condition_lists(root: Path, list_name: str) -> dict[str, list[str]]:
+    """The lists of one condition of a list: those of the same split (`val_night`, `val_snow_night`) of which it has
+    every frame, but not they all of its. Lists that cannot be read are none."""
+    whole = set(read_list(root / f"{list_name}.txt"))
+    found = {}
+    for file in sorted(root.glob(f"{list_name.partition('_')[0]}_*.txt")):
+        with contextlib.suppress(UserError):
+            if set(names := read_list(file)) < whole:
+                found[file.stem] = names
+    return found
+
+
 def parse_labels(file: Path) -> tuple[list[Label], list[str]]:
     """The objects of a label file, and what is wrong with the other lines.
 
@@ -128,8 +142,19 @@ def parse_labels(file: Path) -> tuple[list[Label], list[str]]:
                             "numbers: mend or remove the line")
         elif x1 > x0 and y1 > y0:
             visible_rgb, visible_gated = (VISIBLE.get(column) for column in (columns[23:25] or ("", "")))
-            labels.append(Label(columns[0], (x0, y0, x1, y1), visible_rgb, visible_gated, number))
+            labels.append(Label(columns[0], (x0, y0, x1, y1), visible_rgb, visible_gated, distance(columns[11:14]),
+                                number))
     return labels, problems
+
+
+def distance(position: list[str]) -> float | None:
+    """Metres from the sensor to an object's 3D position x y z, whichever way its axes point. None where it is not
+    given, which KITTI and Seeing Through Fog write as -1000."""
+    try:
+        place = [float(one) for one in position]
+    except ValueError:
+        return None
+    return math.hypot(*place) if all(NO_POSITION < one < math.inf for one in place) else None
 
 
 def read_labels(file: Path) -> list[Label]:

@@ -4,7 +4,8 @@
 
 Simulates days and nights, pretrains an RGB detector on the days (in place of COCO weights, which not everyone can
 download), trains teacher, baseline and both students on the nights from it as a user would, tests them, prints one
-table and draws OUT/gallery.png. A second call goes on where the first stopped.
+table, draws OUT/gallery.png and writes OUT/comparison.html, a page with all numbers and pictures. A second call goes on
+where the first stopped.
 """
 
 import argparse
@@ -134,7 +135,8 @@ def main() -> None:
         together({f"test_{name}": ["test.py", "--weights", str(weights / f"{name}.pth"), "--data", str(night),
                                    "--lists", *TEST_LISTS, "--json", str(out / f"{name}.json"), "--workers", "0"]
                   for name in INPUTS})
-        call("gallery", ["visualize.py", "--data", str(night), "--out", str(out / "gallery.png"), "--score", "0.6",
+        call("gallery", ["visualize.py", "--data", str(night), "--list", "test_night", "--workers", "0", "--out",
+                         str(out / "gallery.png"), "--html", str(out / "comparison.html"), "--draws", "300",
                          "--compare", *(str(weights / f"{name}.pth") for name in INPUTS)], out, {}, bar)
 
     metrics = {}
@@ -143,7 +145,8 @@ def main() -> None:
         metrics[name] = {one: by_title[name] for one, by_title in by_list.items()}
     table = results_table(metrics)
     (out / "results.md").write_text(table + "\n", encoding="utf-8")
-    print(f"\n{table}\n\n{out / 'results.md'}, {out / 'gallery.png'}; {(time.time() - started) / 60:.1f} minutes")
+    print(f"\n{table}\n\n{out / 'results.md'}, {out / 'gallery.png'}, {out / 'comparison.html'}; "
+          f"{(time.time() - started) / 60:.1f} minutes")
     refuse_empty_comparison(metrics)
 
 

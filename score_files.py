@@ -4,15 +4,16 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from comparison import HIGHER_IS_BETTER
-from evaluation import finite
+from evaluation import DISTANCES, HEIGHTS, finite
 from utils import UserError, reason_of, save_json, write_atomically
 
 SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "MR", "recall", "recall_unseen")
-DECIMALS, GAP = 4, 3  # of the columns in the terminal
+BANDS = [f"{score}_{band}" for band in (*HEIGHTS, *DISTANCES) for score in ("AP", "recall")]
 LARGEST = 1e9  # of a coordinate; NaN is not below it either
 
 
@@ -56,39 +57,61 @@ def problem_of(result: Any, images: set[int], categories: dict[int, str]) -> str
     return ""
 
 
-def metrics_table(metrics: dict[str, dict[str, dict[str, float]]], truths: dict[str, dict]) -> str:
-    """A line for each list, with its number of frames, and title, in columns."""
-    names = [(title, one) for one, by_title in metrics.items() for title in by_title]
-    wide, wide_list = (max(map(len, column)) + 2 for column in zip(*names, ("model", "list"), strict=True))
-    width = {score: GAP + max(len(score), DECIMALS + 2) for score in SHOWN}
-    lines = [f"{'model':<{wide}}{'list':<{wide_list}}frames" + "".join(f"{score:>{width[score]}}" for score in SHOWN)]
-    lines += [f"{title:<{wide}}{one:<{wide_list}}{len(truths[one]['images']):>6}" + "".join(
-        f"{metrics[one][title][score]:>{width[score]}.{DECIMALS}f}" for score in SHOWN) for title, one in names]
-    return "\n".join(lines)
+def metrics_rows(metrics: dict[str, dict[str, dict[str, float]]], truths: dict[str, dict], names: Sequence[str]
+                 ) -> list[list[str]]:
+    """A heading and a row for each list, with its number of frames, and title: the scores of these names that are
+    defined anywhere."""
+    rows = [(title, one, scores) for one, by_title in metrics.items() for title, scores in by_title.items()]
+    shown = [name for name in names if any(math.isfinite(scores[name]) for _, _, scores in rows)]
+    return [["model", "list", "frames", *shown],
+            *([title, one, str(len(truths[one]["images"])), *(f"{scores[name]:.4f}" for name in shown)]
+              for title, one, scores in rows)]
 
 
-def comparison_table(table: dict[str, dict[str, Any]], baseline: str) -> str:
-    """A table of `comparison.compare`, in percent, with 95 % intervals."""
+def columns(rows: list[list[str]], texts: int = 2) -> str:
+    """Rows in columns for the terminal: the first `texts` flush left, numbers flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("   ".join(f"{cell:<{width}}" if place < texts else f"{cell:>{width}}"
+                                for place, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows)
+
+
+def metrics_tables(metrics: dict[str, dict[str, dict[str, float]]], truths: dict[str, dict]) -> list[list[list[str]]]:
+    """The rows of the main scores, and of AP and recall by height and, where the labels say it, distance."""
+    return [metrics_rows(metrics, truths, SHOWN), metrics_rows(metrics, truths, BANDS)]
+
+
+def comparison_rows(table: dict[str, dict[str, Any]], baseline: str) -> list[list[str]]:
+    """A heading and rows of `comparison.compare`, in percent, with 95 % intervals."""
     def cell(one: dict[str, Any], what: str) -> str:
         value, (low, high) = one[what], one["interval" if what == "value" else f"{what}_interval"]
         sign = "+" if what == "difference" else ""
         return f"{100 * value:{sign}.1f} [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(value) else "-"
 
     has_teacher = any("gap_closed" in scores["AP"] for scores in table.values())
-    head = ["model", *HIGHER_IS_BETTER, f"AP - {baseline}", f"MR - {baseline}",
-            *(["gap closed, AP", "gap closed, MR"] if has_teacher else [])]
-    lines = [head, ["---"] * len(head)]
+    rows = [["model", *HIGHER_IS_BETTER, f"AP - {baseline}", f"MR - {baseline}",
+             *(["gap closed, AP", "gap closed, MR"] if has_teacher else [])]]
     for name, scores in table.items():
-        lines.append([name, *(cell(scores[score], "value") for score in HIGHER_IS_BETTER),
-                      *(cell(scores[score], "difference") for score in ("AP", "MR")),
-                      *(cell(scores[score], "gap_closed") for score in ("AP", "MR") if has_teacher)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append([name, *(cell(scores[score], "value") for score in HIGHER_IS_BETTER),
+                     *(cell(scores[score], "difference") for score in ("AP", "MR")),
+                     *(cell(scores[score], "gap_closed") for score in ("AP", "MR") if has_teacher)])
+    return rows
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table, of a heading and rows."""
+    head, *others = rows
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *others])
+
+
+def comparison_title(name: str, truth: dict[str, list]) -> str:
+    """What stands over the table of a list."""
+    return f"{name}, in percent; in brackets 95 % over its {len(truth['images'])} frames"
 
 
 def comparison_tables(comparisons: dict[str, dict], truths: dict[str, dict], baseline: str) -> list[str]:
     """The table of each list under a line that says what it is."""
-    return [f"{name}, in percent; in brackets 95 % over its {len(truths[name]['images'])} frames:\n\n"
-            f"{comparison_table(table, baseline)}\n" for name, table in comparisons.items()]
+    return [f"{comparison_title(name, truths[name])}:\n\n{markdown(comparison_rows(table, baseline))}\n"
+            for name, table in comparisons.items()]
 
 
 def save_csv(metrics: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
@@ -110,7 +133,6 @@ def save_detections(found: dict[str, dict[str, list[dict[str, Any]]]], file: Pat
             save_json(results, file.with_name(".".join([file.stem, *parts]) + file.suffix))
 
 
-def save_tables(tables: list[str], file: Path) -> None:
-    """As Markdown: the first, in columns, as it is; the others are Markdown already."""
-    text = "\n".join([f"```\n{tables[0]}\n```", *tables[1:]])
+def save_text(text: str, file: Path) -> None:
+    """A text file with a line's end at its end."""
     write_atomically(file, lambda unfinished: unfinished.write_text(text + "\n", encoding="utf-8"))

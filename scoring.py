@@ -13,6 +13,7 @@ from comparison import compare
 from dataset import MODALITY, SeeingThroughFog, ignored_patterns
 from engine import predict
 from evaluation import coco_metrics, miss_metrics
+from layout import condition_lists
 from models import Detector, WeightsError, load_detector, read_settings
 from utils import DEFAULT_CLASSES, UserError
 
@@ -22,10 +23,13 @@ Datasets = dict[tuple[str, str], SeeingThroughFog]  # by list and modality
 
 def load_comparable(files: list[Path], min_size: int | None, max_size: int | None, classes: list[str] | None,
                     ignore: list[str] | None) -> tuple[dict[str, Detector], list[str], list[str] | None]:
-    """The detectors by title, and the classes and ignored ones that all were trained on, where none are given.
+    """The detectors by title, and the classes and ignored ones that all were trained on, where none are given; the
+    published ones where there are no files.
 
     Raises `WeightsError` or `UserError` for weights that cannot be compared.
     """
+    if not files:
+        return {}, classes or list(DEFAULT_CLASSES), ignore
     if len({file.resolve() for file in files}) < len(files):
         raise UserError("--weights names a file twice: name each once")
     detectors = {title: load_detector(file, min_size, max_size)
@@ -49,9 +53,11 @@ def load_comparable(files: list[Path], min_size: int | None, max_size: int | Non
     return detectors, classes or trained_on[0], trained_with[0].get("ignore") if ignore is None else ignore
 
 
-def read_datasets(data: Path, lists: list[str], modalities: set[str], classes: list[str], ignore: list[str] | None
-                  ) -> Datasets:
-    """Every list in every modality. Raises `UserError`, also for a list without anything to find."""
+def read_datasets(data: Path, lists: list[str], detectors: dict[str, Detector], classes: list[str],
+                  ignore: list[str] | None) -> Datasets:
+    """Every list in every modality that a detector takes, in RGB where there is none. Raises `UserError`, also for a
+    list without anything to find."""
+    modalities = {MODALITY[detector.settings["channels"]] for detector in detectors.values()} or {"rgb"}
     datasets = {(name, modality): SeeingThroughFog(data, name, modality, classes, ignore)
                 for name in lists for modality in sorted(modalities)}
     for dataset in datasets.values():
@@ -72,6 +78,19 @@ def detect(detectors: dict[str, Detector], datasets: Datasets, load: Callable[[S
             found[name][title] = predict(detector, load(datasets[name, MODALITY[settings["channels"]]]), amp)
         detector.cpu()
     return found
+
+
+def with_conditions(data: Path, truths: dict[str, dict], found: dict[str, dict[str, Results]]
+                    ) -> tuple[dict[str, dict], dict[str, dict[str, Results]]]:
+    """Truths and detections of the lists, each followed by those of its conditions (`layout.condition_lists`): the same
+    annotations and results, of which only those on a COCO dictionary's images are scored."""
+    all_truths, all_found = {}, {}
+    for name, truth in truths.items():
+        whole = [image["file_name"] for image in truth["images"]]
+        for part, frames in {name: whole, **condition_lists(data, name)}.items():
+            images = [image for image, frame in zip(truth["images"], whole, strict=True) if frame in set(frames)]
+            all_truths[part], all_found[part] = {**truth, "images": images}, found[name]
+    return all_truths, all_found
 
 
 def score(truths: dict[str, dict], found: dict[str, dict[str, Results]]) -> dict[str, dict[str, dict[str, float]]]:

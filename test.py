@@ -3,24 +3,22 @@
     python test.py --weights weights/cmkd_adv.pth --data data --lists val_night test_night
     python test.py --weights weights/teacher.pth weights/baseline.pth weights/cmkd_mse.pth
 
-Or set WEIGHTS below and run `python test.py`. Channels, backbone and norm are read from the weights; image size and
-classes from the JSON beside them or from a last.pth itself, else the published ones are used; a flag comes first.
-Of several weights, the first RGB ones are the baseline that the others are compared with, the first with gated slices
-the teacher. docs/evaluation.md has every number.
+Or set WEIGHTS below and run `python test.py`. What is not given by a flag is read from the weights and the JSON beside
+them, else it is the published one. Of several weights, the first RGB ones are the baseline that the others are compared
+with, the first with gated slices the teacher. docs/evaluation.md has every number.
 """
 
 import argparse
 from functools import partial
 from pathlib import Path
 
-from dataset import MODALITY, ignored_patterns, make_loader
+import score_files
+from dataset import ignored_patterns, make_loader
 from evaluation import finite
 from failures import run
 from models import WeightsError
-from score_files import comparison_tables, metrics_table, read_results, save_csv, save_detections, save_tables
-from scoring import compare_lists, detect, load_comparable, read_datasets, score
+from scoring import compare_lists, detect, load_comparable, read_datasets, score, with_conditions
 from utils import (
-    DEFAULT_CLASSES,
     OneLineParser,
     add_batch_options,
     add_data_options,
@@ -41,6 +39,8 @@ def parse_arguments() -> argparse.Namespace:
                         help=f"checkpoints (default: {WEIGHTS})")
     parser.add_argument("--lists", nargs="+", default=["val_night", "test_night"],
                         help="DATA/<list>.txt (published: val_night test_night)")
+    parser.add_argument("--conditions", action="store_true",
+                        help="also by condition: every list of the folder that is part of one of --lists")
     parser.add_argument("--classes", nargs="+", metavar="A,B", help="as in training (default: as trained)")
     parser.add_argument("--ignore", nargs="*", metavar="CLASS",
                         help="label classes whose boxes absorb detections; `none` for none (default: as trained)")
@@ -62,32 +62,33 @@ def main() -> None:
     args = parse_arguments()
     for file in filter(None, (args.json, args.csv, args.markdown, args.save_detections)):
         refuse_unwritable(file)
-    detectors, classes, ignore = ({}, args.classes or list(DEFAULT_CLASSES), args.ignore) if args.detections else \
-        load_comparable(args.weights, args.min_size, args.max_size, args.classes, args.ignore)
-    modalities = {MODALITY[detector.settings["channels"]] for detector in detectors.values()} or {"rgb"}
-    datasets = read_datasets(args.data, args.lists, modalities, classes, ignore)
+    detectors, classes, ignore = load_comparable([] if args.detections else args.weights, args.min_size, args.max_size,
+                                                 args.classes, args.ignore)
+    datasets = read_datasets(args.data, args.lists, detectors, classes, ignore)
     truths = {name: dataset.ground_truth() for (name, _), dataset in datasets.items()}
     print(f"classes {' | '.join(classes)}, ignored: {' '.join(ignored_patterns(ignore)) or 'nothing'}")
     if args.detections:
-        found = read_results(args.detections, truths)
+        found = score_files.read_results(args.detections, truths)
     else:
         load = partial(make_loader, batch_size=args.batch_size, workers=args.workers)
         found = detect(detectors, datasets, load, args.device, args.amp)
     if args.save_detections:
-        save_detections(found, args.save_detections)
+        score_files.save_detections(found, args.save_detections)
 
+    if args.conditions:
+        truths, found = with_conditions(args.data, truths, found)
     metrics = score(truths, found)
-    tables = [metrics_table(metrics, truths)]
-    print(tables[0])
-    comparisons = {}
+    tables, comparisons = score_files.metrics_tables(metrics, truths), {}
+    print(*map(score_files.columns, tables), sep="\n\n")
+    text = [score_files.markdown(table) for table in tables]
     if len(detectors) > 1:
         comparisons, baseline = compare_lists(detectors, truths, found, args.draws, args.seed)
-        tables += comparison_tables(comparisons, truths, baseline)
-        print("", *tables[1:], sep="\n")
+        text += score_files.comparison_tables(comparisons, truths, baseline)
+        print("", *text[len(tables):], sep="\n")
     if args.csv:
-        save_csv(metrics, args.csv)
+        score_files.save_csv(metrics, args.csv)
     if args.markdown:
-        save_tables(tables, args.markdown)
+        score_files.save_text("\n\n".join(text), args.markdown)
     if args.json:
         save_json({"weights": args.weights if detectors else None, "detections": args.detections, "data": args.data,
                    "settings": {title: detector.settings for title, detector in detectors.items()},

@@ -169,6 +169,9 @@ def training_parser(name: str, description: str | None) -> argparse.ArgumentPars
     parser.add_argument("--resume", action="store_true", help="go on from RUN_DIR/last.pth where there is one")
     parser.add_argument("--out", type=Path, default=Path("weights"), help=f"folder of the best weights, {name}.pth")
     parser.add_argument("--run-dir", type=Path, default=Path("runs") / name, help="folder of log and last state")
+    parser.add_argument("--tensorboard", action="store_true",
+                        help="losses, validation numbers and pictures of each epoch in RUN_DIR/tensorboard (published: "
+                             "off)")
     parser.add_argument("--max-iterations", type=at_least(1), metavar="N", help="stop after N steps (smoke runs)")
     return parser
 

@@ -1,155 +1,213 @@
 """Pictures of what the networks see and miss. No window needed.
 
-    python visualize.py --compare weights/teacher.pth weights/baseline.pth weights/cmkd_adv.pth --out gallery.png
+    python visualize.py --compare weights/teacher.pth weights/baseline.pth weights/cmkd_adv.pth --html page.html
+    python visualize.py --images photos/ --weights weights/cmkd_adv.pth --out detections/
+    python visualize.py --curves runs/*/log.jsonl
+    python visualize.py --features weights/teacher.pth weights/baseline.pth weights/cmkd_adv.pth --frame NAME
 
-One row per frame: the ground truth on a gated slice, then each network's detections on the RGB picture.
+--compare: a row for each frame, the ground truth on a gated slice, then what each network finds, the frames first in
+which students find people whom the baseline misses. Baseline and teacher are told apart as by test.py. docs/pictures.md
+shows all four.
 """
 
 import argparse
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
-import torch
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-from torchvision.ops import box_iou
-from torchvision.transforms.functional import to_pil_image
+from PIL import Image
+from tqdm import tqdm
 
-from dataset import SeeingThroughFog
+from curves import draw_curves
+from dataset import SeeingThroughFog, make_loader
 from failures import run
-from models import Detector, WeightsError, covered, load_detector, read_settings
-from scoring import titles
+from feature_maps import features_sheet
+from layout import condition_lists
+from models import Detector, WeightsError, load_detector
+from outcomes import Difference, Outcome, difference, outcomes, rank, spread_over_conditions
+from page import Row, page
+from picture_folder import detect_pictures
+from pictures import LEGEND, outcome_tile, sheet, truth_tile
+from score_files import comparison_rows, comparison_title, metrics_tables
+from scoring import (
+    Results,
+    compare_lists,
+    detect,
+    load_comparable,
+    read_datasets,
+    score,
+    titles,
+    with_conditions,
+)
 from utils import (
-    DEFAULT_CLASSES,
     OneLineParser,
+    UserError,
+    add_batch_options,
     add_data_options,
     at_least,
     non_negative_float,
     refuse_unwritable,
+    versions,
     write_atomically,
 )
 
-TILE_WIDTH, HEADER, FOOTER, GAP = 420, 34, 34, 6
-# Okabe and Ito's colour-blind-safe hues; line width and words tell the same without colour.
-TRUTH, HIT, FALSE_ALARM, MISSED = "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
-LEGEND = [(TRUTH, "ground truth"), (HIT, "hit: score"), (FALSE_ALARM, "false alarm: ?"), (MISSED, "missed: x")]
+MODES = {"compare": "gallery.png", "images": "detections", "curves": "curves.png", "features": "features.png"}
 
 
-def match(boxes: Tensor, labels: Tensor, truth: Tensor, truth_labels: Tensor) -> tuple[list[bool], list[bool]]:
-    """Which detections (`[N, 4]`, best first) hit a box of `[M, 4]` with their label at IoU 0.5, each box once; which
-    of M are found. Labels are `[N]` and `[M]`."""
-    hits, found = [], [False] * len(truth)
-    for overlaps in (box_iou(boxes, truth) * (labels[:, None] == truth_labels)).tolist():
-        best = max((index for index in range(len(truth)) if not found[index]), key=lambda index: overlaps[index],
-                   default=None)
-        hits.append(best is not None and overlaps[best] >= 0.5)
-        if hits[-1]:
-            found[best] = True
-    return hits, found
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
+    add_batch_options(parser)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--compare", nargs="+", type=Path, metavar="WEIGHTS", help="one column each")
+    mode.add_argument("--images", type=Path, metavar="PATH", help="a picture, or a folder of pictures or video frames")
+    mode.add_argument("--curves", nargs="+", type=Path, metavar="LOG", help="log.jsonl of runs")
+    mode.add_argument("--features", nargs="+", type=Path, metavar="WEIGHTS", help="one column each")
+    parser.add_argument("--out", type=Path, help="PNG, with --images a folder (default: "
+                                                 f"{', '.join(f'--{name} {out}' for name, out in MODES.items())})")
+    parser.add_argument("--list", default="vis_night",
+                        help="with --compare and --features: DATA/<list>.txt (default: vis_night)")
+    parser.add_argument("--frames", type=at_least(1), default=6, help="with --compare: rows (default: 6)")
+    parser.add_argument("--html", type=Path, metavar="FILE",
+                        help="with --compare: also one page with settings, tables by condition and the frames")
+    parser.add_argument("--html-frames", type=at_least(1), default=12, help="of each condition (default: 12)")
+    parser.add_argument("--draws", type=at_least(1), default=1000, help="with --html: for intervals (default: 1000)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="with --html: of the draws (default: 0)")
+    parser.add_argument("--weights", type=Path, help="with --images: an RGB student")
+    parser.add_argument("--score", type=non_negative_float,
+                        help="least score that counts (default: with --compare, each network's own at which the list "
+                             "has 0.1 false positives per image; with --images 0.5)")
+    parser.add_argument("--frame", metavar="NAME", help="with --features (default: the first of --list with a box)")
+    args = parser.parse_args()
+    args.mode = next(name for name in MODES if getattr(args, name))
+    args.out = args.out or Path(MODES[args.mode])
+    return args
 
 
-def tile(image: Tensor) -> tuple[Image.Image, float]:
-    """uint8 `[1 or 3, H, W]` -> a picture of the tile's width, and its scale."""
-    picture = to_pil_image(image).convert("RGB")
-    scale = TILE_WIDTH / picture.width
-    return picture.resize((TILE_WIDTH, round(picture.height * scale)), Image.Resampling.BICUBIC), scale
+@dataclass(frozen=True)
+class Comparison:
+    """What several detectors make of a list."""
+
+    detectors: dict[str, Detector]
+    frames: SeeingThroughFog
+    truth: dict[str, list]
+    found: dict[str, Results]  # by title
+    limits: dict[str, dict[str, float]]  # from which score on a detection counts, by title and category
+    outcomes: list[dict[str, Outcome]]  # of each frame, by title
+    baseline: str
+    students: list[str]
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        return [difference(one, self.baseline, self.students) for one in self.outcomes]
+
+    @property
+    def columns(self) -> list[str]:
+        return ["ground truth, on a gated slice",
+                *(f"{title}, {shown_from(self.limits[title])}" for title in self.detectors)]
+
+    def tiles(self, place: int) -> list[Image.Image]:
+        """A frame's pictures, under the columns."""
+        image, _ = self.frames[place]
+        people = [one for one in self.truth["annotations"] if one["image_id"] == place]
+        return [truth_tile(image, people), *(outcome_tile(image[:3], one) for one in self.outcomes[place].values())]
 
 
-def draw_box(draw: ImageDraw.ImageDraw, box: list[float], colour: str, width: int = 2, above: str = "",
-             inside: str = "", below: str = "") -> None:
-    """A box in tile pixels with its text. A hit, a false alarm and a miss at one place each have room of their own."""
-    x0, y0, x1, y1 = box
-    font = ImageFont.load_default(12)
-    draw.rectangle(box, outline=colour, width=width)
-    draw.text((x0, max(y0 - 1, 12)), above, fill=colour, font=font, anchor="ls")
-    draw.text((x1 - 4, y1 - 4), inside, fill=colour, font=font, anchor="rb")
-    draw.text((x0, min(y1 + 2, draw.im.size[1] - 10)), below, fill=colour, font=font, anchor="lt")
+def compare(args: argparse.Namespace) -> None:
+    """The sheet of the frames that tell the networks apart, and the page."""
+    for file in filter(None, (args.out, args.html)):
+        refuse_unwritable(file)
+    detectors, classes, ignore = load_comparable(args.compare, None, None, None, None)
+    frames = SeeingThroughFog(args.data, args.list, "rgb+gated", classes, ignore)
+    truth = frames.ground_truth()
+    load = partial(make_loader, batch_size=args.batch_size, workers=args.workers)
+    datasets = read_datasets(args.data, [args.list], detectors, classes, ignore)
+    [found] = detect(detectors, datasets, load, args.device, args.amp).values()
+    made = {title: outcomes(truth, results, args.score) for title, results in found.items()}
+    by_frame = zip(*(one for one, _ in made.values()), strict=True)
+    rgb = [title for title, detector in detectors.items() if detector.settings["channels"] == 3]
+    content = Comparison(detectors, frames, truth, found, {title: limits for title, (_, limits) in made.items()},
+                         [dict(zip(made, one, strict=True)) for one in by_frame], (rgb or list(detectors))[0], rgb[1:])
+
+    ranked = rank(content.differences)
+    picture = sheet(content.columns, [(f"{frames.names[place]}: {content.differences[place]}", content.tiles(place))
+                                      for place in ranked[: args.frames]], LEGEND)
+    write_atomically(args.out, lambda unfinished: picture.save(unfinished, "PNG"))
+    print(f"{args.out}: {picture.width}x{picture.height}")
+    if args.html:
+        write_page(args, content, ranked)
 
 
-def truth_tile(image: Tensor, target: dict) -> Image.Image:
-    """The ground truth on the gated slice in which the people are brightest: each slice sees its own range."""
-    inside = torch.zeros(image.shape[-2:], dtype=torch.bool)
-    for x0, y0, x1, y1 in target["boxes"].int().tolist():
-        inside[y0 : y1 + 1, x0 : x1 + 1] = True
-    brightest = int((image[3:6] * inside).sum(dim=(1, 2)).argmax())
-    picture, scale = tile(image[3 + brightest : 4 + brightest])
-    draw = ImageDraw.Draw(picture)
-    for box in (target["boxes"][target["labels"] > 0] * scale).tolist():
-        draw_box(draw, box, TRUTH)
-    draw.text((6, picture.height - 6), f"slice {brightest}", fill="white", font=ImageFont.load_default(12), anchor="ls")
-    return picture
+def write_page(args: argparse.Namespace, content: Comparison, ranked: list[int]) -> None:
+    """Settings, tables of the list and its conditions with intervals, and the first frames of each condition."""
+    frames = content.frames
+    members = condition_lists(args.data, args.list)
+    conditions = [[name for name, names in members.items() if frame in names] for frame in frames.names]
+    rows = [Row(frames.names[place], conditions[place], content.differences[place], content.tiles(place))
+            for place in tqdm(spread_over_conditions(ranked, conditions, args.html_frames), "drawing", unit="frame",
+                              leave=False, disable=None)]
+    truths, found = with_conditions(args.data, {args.list: content.truth}, {args.list: content.found})
+    tables = dict(zip(("scores", "by height and distance"), metrics_tables(score(truths, found), truths), strict=False))
+    if len(content.detectors) > 1:
+        comparisons, _ = compare_lists(content.detectors, truths, found, args.draws, args.seed)
+        tables |= {comparison_title(name, truths[name]): comparison_rows(table, content.baseline)
+                   for name, table in comparisons.items()}
+    settings = {"data": str(args.data), "list": f"{args.list}, {len(frames)} frames",
+                "classes": " | ".join("+".join(group) for group in frames.classes),
+                "ignored": " ".join(frames.ignored) or "nothing", "baseline": content.baseline,
+                "students": ", ".join(content.students) or "none", "bfloat16": str(args.amp)}
+    for (title, detector), file in zip(content.detectors.items(), args.compare, strict=True):
+        settings[f"weights {title}"] = (f"{file}; shown from {shown_from(content.limits[title])}; "
+                                        + ", ".join(f"{name} {value}" for name, value in detector.settings.items()))
+    text = page(f"Who sees whom: {args.list}", {**settings, **versions()}, tables, rows, content.columns, LEGEND)
+    write_atomically(args.html, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    print(f"{args.html}: {len(rows)} frames, {len(text) / 1e6:.1f} MB")
 
 
-def detection_tile(detector: Detector, image: Tensor, target: dict, min_score: float) -> Image.Image:
-    """A network's hits, false alarms and misses on the RGB picture. What lies on an ignore region is none of these."""
-    picture, scale = tile(image[:3])
-    draw = ImageDraw.Draw(picture)
-    with torch.inference_mode():
-        device = next(detector.parameters()).device
-        [detections] = detector([image[: detector.settings["channels"]].to(device)])
-    sure = detections["scores"] >= min_score
-    boxes, scores = detections["boxes"][sure].cpu(), detections["scores"][sure].tolist()
-    is_object = target["labels"] > 0
-    truth = target["boxes"][is_object]
-    hits, found = match(boxes, detections["labels"][sure].cpu(), truth, target["labels"][is_object])
-    ignored = covered(boxes, target["boxes"][~is_object]).tolist()
-    for box, was_found in zip((truth * scale).tolist(), found, strict=True):
-        if not was_found:
-            draw_box(draw, box, MISSED, width=1, below="x")
-    for box, score, hit, on_region in zip((boxes * scale).tolist(), scores, hits, ignored, strict=True):
-        if hit:
-            draw_box(draw, box, HIT, width=3, above=f"{score:.2f}")
-        elif not on_region:
-            draw_box(draw, box, FALSE_ALARM, inside="?")
-    return picture
+def shown_from(limits: dict[str, float]) -> str:
+    """From which score on detections are shown, by category."""
+    return "score " + ", ".join(f">= {limit:.2f}" + (f" ({name})" if len(limits) > 1 else "")
+                                for name, limit in limits.items())
 
 
-def gallery(dataset: SeeingThroughFog, detectors: list[tuple[str, Detector]], frames: int, min_score: float
-            ) -> Image.Image:
-    """The contact sheet: a row per frame, a column for the ground truth and one for each network."""
-    rows = []
-    for index in range(min(frames, len(dataset))):
-        image, target = dataset[index]
-        rows.append([truth_tile(image, target),
-                     *(detection_tile(detector, image, target, min_score) for _, detector in detectors)])
-    columns = ["ground truth, on a gated slice", *(title for title, _ in detectors)]
-    width = len(columns) * (TILE_WIDTH + GAP) + GAP
-    sheet = Image.new("RGB", (width, HEADER + sum(row[0].height + GAP for row in rows) + FOOTER), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(columns):
-        draw.text((GAP + column * (TILE_WIDTH + GAP), 8), title, fill="black", font=ImageFont.load_default(16))
-    top = HEADER
-    for row in rows:
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (GAP + column * (TILE_WIDTH + GAP), top))
-        top += row[0].height + GAP
-    left = GAP
-    for colour, text in LEGEND:
-        draw.rectangle((left, top + 8, left + 16, top + 20), outline=colour, width=4)
-        draw.text((left + 24, top + 4), text, fill="black", font=ImageFont.load_default(16))
-        left += 60 + round(draw.textlength(text, ImageFont.load_default(16)))
-    return sheet
+def images(args: argparse.Namespace) -> None:
+    """Ordinary pictures, with what an RGB network finds."""
+    if not args.weights:
+        raise UserError("--images needs the --weights of an RGB student")
+    detectors, classes, _ = load_comparable([args.weights], None, None, None, None)
+    [detector] = detectors.values()
+    if detector.settings["channels"] != 3:
+        raise WeightsError(f"{args.weights} needs gated slices, which ordinary pictures have not: pass an RGB student")
+    detect_pictures(detector.to(args.device).eval(), classes, args.images, args.out,
+                    0.5 if args.score is None else args.score, args.amp)
+
+
+def features(args: argparse.Namespace) -> None:
+    """The pyramids of several networks on one frame."""
+    refuse_unwritable(args.out)
+    detectors = {title: load_detector(file).to(args.device).eval()
+                 for title, file in zip(titles(args.features), args.features, strict=True)}
+    frames = SeeingThroughFog(args.data, args.list, "rgb+gated")
+    if args.frame and args.frame not in frames.names:
+        raise UserError(f"--frame {args.frame} is not in {frames.list_file}: name one of its frames, or another --list")
+    place = (frames.names.index(args.frame) if args.frame else
+             next((place for place, objects in enumerate(frames.objects) if objects), 0))
+    picture = features_sheet(detectors, frames[place][0], frames.names[place])
+    write_atomically(args.out, lambda unfinished: picture.save(unfinished, "PNG"))
+    print(f"{args.out}: {picture.width}x{picture.height}")
+
+
+def curves(args: argparse.Namespace) -> None:
+    """The logs of several runs."""
+    refuse_unwritable(args.out)
+    folders = [file.parent.with_name(f"{file.parent.name}.run") for file in args.curves]
+    draw_curves(dict(zip(titles(folders), args.curves, strict=True)), args.out)
+    print(f"{args.out}: {len(args.curves)} runs")
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_options(parser)
-    parser.add_argument("--compare", nargs="+", type=Path, required=True, metavar="WEIGHTS", help="one column each")
-    parser.add_argument("--list", default="vis_night", help="DATA/<list>.txt (default: vis_night)")
-    parser.add_argument("--frames", type=at_least(1), default=6, help="rows (default: the first 6 of the list)")
-    parser.add_argument("--score", type=non_negative_float, default=0.5,
-                        help="least score that is drawn (default: 0.5)")
-    parser.add_argument("--out", type=Path, default=Path("gallery.png"), help="PNG (default: gallery.png)")
-    args = parser.parse_args()
-    refuse_unwritable(args.out)
-
-    detectors = [(title, load_detector(file).to(args.device).eval())
-                 for title, file in zip(titles(args.compare), args.compare, strict=True)]
-    trained_with = read_settings(args.compare[0])
-    dataset = SeeingThroughFog(args.data, args.list, "rgb+gated", trained_with.get("classes", DEFAULT_CLASSES),
-                               trained_with.get("ignore"))
-    sheet = gallery(dataset, detectors, args.frames, args.score)
-    write_atomically(args.out, lambda unfinished: sheet.save(unfinished, "PNG"))
-    print(f"{args.out}: {sheet.width}x{sheet.height}")
+    args = parse_arguments()
+    {"compare": compare, "images": images, "curves": curves, "features": features}[args.mode](args)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_evaluation import result, truth
 from comparison import Detected, compare, interval
 from evaluation import coco_metrics, log_average_miss_rate, match
 from models import build_detector
-from score_files import comparison_table
+from score_files import comparison_rows, metrics_rows
 
 
 def random_case(noise, frames=12, seed=0):
@@ -115,9 +116,8 @@ def test_what_is_not_defined():
     content, results = random_case(6)
     table = compare(content, {"teacher": results, "baseline": results}, "baseline", "teacher", 20)
     assert math.isnan(table["teacher"]["AP"]["gap_closed"])
-    row = comparison_table(table, "baseline").splitlines()[2]
-    assert row.startswith("| teacher | ")
-    assert row.endswith(" | +0.0 [0.0, 0.0] | +0.0 [0.0, 0.0] | - | - |")
+    row = comparison_rows(table, "baseline")[1]
+    assert (row[0], row[-4:]) == ("teacher", ["+0.0 [0.0, 0.0]", "+0.0 [0.0, 0.0]", "-", "-"])
 
 
 def test_several_weights_in_one_call(synthetic, tmp_path):
@@ -141,11 +141,46 @@ def test_several_weights_in_one_call(synthetic, tmp_path):
         assert (tmp_path / f"d.first.{one}.json").is_file()
     assert "| AP - second |" in done.stdout
     written = (tmp_path / "r.md").read_text()
-    assert all(line in written for line in done.stdout.splitlines() if line.startswith(("|", "val_", "second ")))
+    assert all(line in written for line in done.stdout.splitlines() if line.startswith(("|", "val_")))
+    shown = [line.split() for line in done.stdout.splitlines() if line.startswith("second ")]
+    assert len(shown) == 4
+    assert all(f"| {' | '.join(cells)} |" in written for cells in shown)
     rows = list(csv.DictReader((tmp_path / "r.csv").open()))
     assert [(row["model"], row["list"]) for row in rows] == [
         (name, one) for one in ("val_night", "test_night") for name in ("second", "teacher", "first")]
     assert float(rows[0]["AP"]) == report["metrics"]["val_night"]["second"]["AP"]
+
+
+def test_scores_that_nobody_has_are_not_shown():
+    metrics = {"val": {"a": {"AP": 0.25, "MR": math.nan, "recall": 0.5}, "b": {"AP": 1.0, "MR": math.nan,
+                                                                             "recall": math.nan}}}
+    assert metrics_rows(metrics, {"val": {"images": [1, 2]}}, ["AP", "MR", "recall"]) == [
+        ["model", "list", "frames", "AP", "recall"], ["a", "val", "2", "0.2500", "0.5000"],
+        ["b", "val", "2", "1.0000", "nan"]]
+
+
+def test_by_condition(synthetic, tmp_path):
+    """Each condition is scored as its own list would be; a list of another split or of other frames is none."""
+    detector = build_detector(3, 2, "resnet18", "none", min_size=64, proposals=50)
+    torch.save(detector.state_dict(), tmp_path / "a.pth")
+    (tmp_path / "a.json").write_text(json.dumps(detector.settings))
+    root = shutil.copytree(synthetic, tmp_path / "data")
+    names = (root / "val_night.txt").read_text().split()
+    for file in root.glob("val_*_night.txt"):
+        file.unlink()
+    lists = {"val_clear_night": names[:1], "val_snow_night": names[1:], "test_part": names[:2],
+             "val_more": [*names, *(root / "test_night.txt").read_text().split()], "val_same": names}
+    for name, members in lists.items():
+        (root / f"{name}.txt").write_text("\n".join(members))
+    common = ["--weights", tmp_path / "a.pth", "--data", root, "--workers", 0, "--classes", "vru", "--json",
+              tmp_path / "r.json", "--lists"]
+    run_script("test.py", *common, "val_night", "--conditions")
+    by_condition = json.loads((tmp_path / "r.json").read_text())["metrics"]
+    assert list(by_condition) == ["val_night", "val_clear_night", "val_snow_night"]
+    run_script("test.py", *common, "val_snow_night")
+    assert json.loads((tmp_path / "r.json").read_text())["metrics"]["val_snow_night"]["a"] == pytest.approx(
+        by_condition["val_snow_night"]["a"])
+    assert by_condition["val_snow_night"] != by_condition["val_night"]
 
 
 def test_what_cannot_be_compared(synthetic, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 import distributed
 from dataset import SeeingThroughFog, TrainingBatches, make_loader
 from evaluation import coco_metrics, to_coco_results
+from layout import condition_lists
 from utils import UserError
 
 
@@ -303,3 +304,20 @@ def test_a_detection_on_an_ignore_region_costs_nothing(tmp_path):
 def test_ignore_that_cannot_be_meant(frames, ignore, message):
     with pytest.raises(UserError, match=message):
         SeeingThroughFog(frames, "train_night", ignore=ignore)
+
+
+def test_distance_is_the_length_of_the_position(frames):
+    """Columns 11 to 13 in metres; -1000 in any of them says that it is not known."""
+    line = label_line()
+    positions = ["3 4 12", "-1000 -1000 19.5", "-1000.00 -1000.00 -1000.00", "0 x 1", "0 0 0"]
+    (frames / "gated_labels/a.txt").write_text("".join(line.replace("-1000 -1000 -1000", position, 1)
+                                                       for position in positions))
+    found = SeeingThroughFog(frames, "train_night", "rgb").ground_truth()["annotations"]
+    assert [one["distance"] for one in found] == [13.0, None, None, None, 0.0]
+
+
+def test_lists_of_a_condition(tmp_path):
+    for name, members in {"val_night": "abc", "val_snow": "ab", "val_fog": "c", "val_day": "cd", "val_all": "abc",
+                          "test_snow": "a", "val_bad": "aa", "value": "a"}.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(members))
+    assert condition_lists(tmp_path, "val_night") == {"val_fog": ["c"], "val_snow": ["a", "b"]}

@@ -64,8 +64,8 @@ def one_frame(tmp_path):
 
 def arguments(**changes):
     return {"epochs": 20, "patience": 1, "seed": 0, "amp": False, "resume": False, "max_iterations": None, "lr": 1.0,
-            "deterministic": False, "batch_size": 4, "scale_lr": False, "skip_bad": 0, "checkpoint_minutes": 10.0,
-            **changes}
+            "deterministic": False, "tensorboard": False, "batch_size": 4, "scale_lr": False, "skip_bad": 0,
+            "checkpoint_minutes": 10.0, **changes}
 
 
 def run_fit(one_frame, tmp_path, model, loss=None, out="w", run_dir="run", measure=None, **changes):

@@ -162,6 +162,44 @@ def test_recall_by_height():
     assert [metrics[f"recall_{band}"] for band in ("0_50px", "50_100px", "100px_up")] == [1.0, 0.5, 0.0]
 
 
+def test_ap_by_height_is_cocos_by_area():
+    """Boxes whose area is their height times 100: pycocotools' own bands of area say the same, on random boxes."""
+    random = np.random.default_rng(3)
+    boxes = [[[*random.uniform(0, 500, 2), 100, random.uniform(20, 150)] for _ in range(3)] for _ in range(12)]
+    results = [result(image, (np.array(box) + [*random.normal(0, 6, 2), 0, random.normal(0, 9)]).tolist(),
+                      random.random()) for image, some in enumerate(boxes) for box in some for _ in range(2)]
+    metrics = miss_metrics(truth(boxes), results)
+    reference = COCO()
+    reference.dataset = truth(boxes)
+    reference.createIndex()
+    evaluation = COCOeval(reference, reference.loadRes(results), "bbox")
+    evaluation.params.areaRng = [[0, 5e3], [5e3, 1e4], [1e4, 1e9]]
+    evaluation.params.areaRngLbl = ["low", "middle", "high"]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    for place, band in enumerate(("0_50px", "50_100px", "100px_up")):
+        assert metrics[f"AP_{band}"] == pytest.approx(evaluation.eval["precision"][:, :, 0, place, 2].mean(), abs=1e-12)
+        assert 0.05 < metrics[f"AP_{band}"] < 0.95
+
+
+def test_by_distance():
+    """Four people at 10, 25 and 60 m and at an unknown distance, of whom the middle one is missed; the false alarm has
+    no distance and counts everywhere, but lies below every hit."""
+    boxes = [[100 * place, 10, 40, 80] for place in range(4)]
+    content = truth([boxes])
+    for annotation, distance in zip(content["annotations"], (10.0, 25.0, 60.0, None), strict=True):
+        annotation["distance"] = distance
+    results = [result(0, boxes[place], 0.9) for place in (0, 2, 3)]
+    for false_alarm, expected in ((0.5, 1.0), (0.95, 0.5)):
+        metrics = miss_metrics(content, [*results, result(0, [500, 200, 40, 80], false_alarm)])
+        assert [metrics[f"AP_{band}"] for band in ("0_25m", "25_50m", "50m_up")] == pytest.approx(
+            [expected, 0, expected])
+    metrics = miss_metrics(content, results)
+    assert [metrics[f"recall_{band}"] for band in ("0_25m", "25_50m", "50m_up")] == [1, 0, 1]
+    unknown = miss_metrics(truth([boxes]), results)
+    assert all(math.isnan(unknown[f"{score}_{band}"]) for score in ("AP", "recall") for band in ("0_25m", "50m_up"))
+
+
 def test_two_categories_are_averaged():
     content = truth([[PERSON]])
     content["categories"].append({"id": 2, "name": "Deer"})

@@ -141,8 +141,8 @@ def fit(synthetic, run, model, batch_size=2, accumulate=1, fused=True, **changes
     """Train on the six simulated frames; the log's records of epochs."""
     train = SeeingThroughFog(synthetic, "train_night", "rgb")
     arguments = {"epochs": 2, "patience": 5, "seed": 0, "amp": False, "resume": False, "max_iterations": None,
-                 "lr": 0.1, "deterministic": False, "batch_size": batch_size, "scale_lr": False, "skip_bad": 0,
-                 "checkpoint_minutes": 10.0, **changes}
+                 "lr": 0.1, "deterministic": False, "tensorboard": False, "batch_size": batch_size, "scale_lr": False,
+                 "skip_bad": 0, "checkpoint_minutes": 10.0, **changes}
     engine.fit(model, model.losses, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused),
                make_loader(train, batch_size * accumulate, 0, shuffle=True),
                make_loader(SeeingThroughFog(synthetic, "val_night", "rgb"), 2, 0), weights=run / "w.pth",

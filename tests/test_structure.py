@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {file.stem for file in ROOT.glob("*.py")}
 TRAIN_SCRIPTS = {name for name in MODULES if name.startswith("train_")}
 ROOMS = {"cache", "distributed", "checkpoint", "failures", "layout", "dataset", "models", "engine", "evaluation",
-         "score_files", "scoring", "comparison", "hardware", "utils"}
+         "score_files", "scoring", "comparison", "outcomes", "pictures", "hardware", "utils"}
 MAY_IMPORT = {
     "distributed": set(),
     "hardware": set(),
@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "models": set(),
     "evaluation": set(),
     "score_files": {"comparison", "evaluation", "utils"},
-    "scoring": {"comparison", "dataset", "distributed", "engine", "evaluation", "models", "utils"},
+    "scoring": {"comparison", "dataset", "distributed", "engine", "evaluation", "layout", "models", "utils"},
     "comparison": {"evaluation"},
     "synthetic_scene": set(),
     "synthetic_cameras": {"synthetic_scene"},
@@ -32,11 +32,18 @@ MAY_IMPORT = {
     "dataset": {"cache", "check_data", "layout", "distributed", "failures", "utils"},
     "checkpoint": {"failures", "utils"},
     "failures": {"distributed", "hardware", "utils"},
-    "engine": {"evaluation", "checkpoint", "failures", "distributed", "utils"},
+    "engine": {"board", "evaluation", "checkpoint", "failures", "distributed", "utils"},
+    "board": {"outcomes", "pictures", "utils"},
+    "outcomes": {"evaluation"},
+    "pictures": {"outcomes"},
+    "page": {"outcomes"},
+    "curves": {"utils"},
+    "feature_maps": {"models", "pictures"},
+    "picture_folder": {"evaluation", "models", "pictures", "utils"},
+    "test": ROOMS,
+    "visualize": ROOMS | {"curves", "feature_maps", "page", "picture_folder"},
     "deployable": {"models"},
     "exported": {"models", "utils"},
-    "test": ROOMS,
-    "visualize": ROOMS,
     "export": ROOMS | {"deployable", "exported"},
     "reproduce": ROOMS,
     **dict.fromkeys(TRAIN_SCRIPTS, ROOMS),

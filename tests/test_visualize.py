@@ -1,25 +1,118 @@
-"""The gallery: a column for each network, and what is drawn as hit, false alarm and miss."""
+"""Pictures: who counts as found, which frames come first, what is drawn, and all four ways from the command line."""
 
+import base64
+import io
+import itertools
+import json
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TINY, run_script, the_error
 from PIL import Image
+from pycocotools.coco import COCO
+from test_evaluation import result, truth
 
 import visualize
-from models import build_detector
+from feature_maps import energies
+from models import LEVELS, WeightsError, build_detector
+from outcomes import Difference, Outcome, difference, outcomes, rank, spread_over_conditions
+from page import Row, page
+from pictures import (
+    FALSE_ALARM,
+    HIT,
+    LEGEND,
+    MISSED,
+    TILE_WIDTH,
+    TRUTH,
+    Box,
+    draw_boxes,
+    free_place,
+    outcome_tile,
+    truth_tile,
+)
 from scoring import titles
-from visualize import MISSED, TILE_WIDTH, detection_tile, draw_box, match
+from utils import UserError
 
 
-def test_a_box_of_another_class_is_no_hit():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10]])
-    truth = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
-    assert match(boxes, torch.tensor([2, 1]), truth, torch.tensor([1, 1])) == ([False, True], [True, False])
-    assert match(boxes, torch.tensor([1, 1]), truth, torch.tensor([1, 1])) == ([True, False], [True, False])
-    assert match(boxes[:0], torch.zeros(0), truth, torch.tensor([1, 1])) == ([], [False, False])
+def refused(monkeypatch, *arguments):
+    """The one line of visualize.py with arguments that it must refuse."""
+    monkeypatch.setattr(sys, "argv", ["visualize.py", "--device", "cpu", *map(str, arguments)])
+    with pytest.raises((UserError, WeightsError)) as error:
+        visualize.main()
+    return str(error.value)
+
+
+def pixels(picture, colour):
+    """How many pixels of a picture have exactly this colour."""
+    return (np.asarray(picture) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))).all(axis=2).sum()
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """Weights by name, which find something everywhere: a teacher, a baseline and a student."""
+    files = {}
+    for place, (name, channels) in enumerate((("teacher", 6), ("baseline", 3), ("student", 3))):
+        torch.manual_seed(place)
+        detector = build_detector(channels, 2, "resnet18", "none", min_size=64, proposals=50)
+        files[name] = tmp_path / "weights" / f"{name}.pth"
+        files[name].parent.mkdir(exist_ok=True)
+        torch.save(detector.state_dict(), files[name])
+        files[name].with_suffix(".json").write_text(json.dumps(detector.settings))
+    return files
+
+
+def test_outcomes_by_hand():
+    """A hit, a second box on the same person, a false alarm, one below the score, one on an ignore region, and a miss,
+    each in its frame."""
+    content = truth([[[10, 10, 50, 100], [200, 10, 50, 100]], [[10, 10, 50, 100]], []])
+    content["annotations"][2]["iscrowd"] = 1
+    results = [result(0, [10, 10, 50, 100], 0.9), result(0, [11, 10, 50, 100], 0.8), result(0, [200, 10, 50, 100], 0.4),
+               result(1, [20, 20, 20, 20], 0.9), result(2, [300, 10, 50, 100], 0.7)]
+    frames, limits = outcomes(content, results, 0.5)
+    scores = [[[one["score"] for one in kind] for kind in (frame.hits, frame.false_alarms)] for frame in frames]
+    assert scores == [[[0.9], [0.8]], [[], []], [[], [0.7]]]
+    assert [[one["id"] for one in frame.missed] for frame in frames] == [[2], [], []]
+    assert [frame.found for frame in frames] == [{1}, set(), set()]
+    assert limits == {"Pedestrian": 0.5}
+
+
+def test_each_network_is_shown_from_its_score_at_one_rate_of_false_alarms():
+    """Ten frames allow one false alarm: the second one's score is left out, and who is found below it is missed."""
+    content = truth([[[10, 10, 50, 100]]] * 10)
+    results = [result(0, [10, 10, 50, 100], 0.9), result(1, [300, 10, 50, 100], 0.8), result(2, [10, 10, 50, 100], 0.6),
+               result(3, [300, 10, 50, 100], 0.5), result(4, [10, 10, 50, 100], 0.4)]
+    frames, limits = outcomes(content, results, None)
+    assert limits == {"Pedestrian": 0.6}
+    assert [len(frame.hits) for frame in frames] == [1, 0, 1, *[0] * 7]
+    assert sum(len(frame.false_alarms) for frame in frames) == 1
+
+
+def test_frames_in_which_students_find_more_come_first():
+    def found(*people):
+        return Outcome([], [], [], set(people))
+
+    frames = [{"teacher": found(1, 2), "baseline": found(1, 2), "a": found(1, 2), "b": found(1, 2)},
+              {"teacher": found(1), "baseline": found(), "a": found(), "b": found()},
+              {"teacher": found(), "baseline": found(1, 2), "a": found(1), "b": found(1, 2)},
+              {"teacher": found(), "baseline": found(1), "a": found(1), "b": found(1, 2)},
+              {"teacher": found(), "baseline": found(3), "a": found(3, 1), "b": found(3, 2)}]
+    differences = [difference(frame, "baseline", ["a", "b"]) for frame in frames]
+    assert differences == [Difference(0, 0, 0), Difference(0, 0, 1), Difference(0, 1, 2), Difference(1, 0, 2),
+                           Difference(2, 0, 3)]
+    assert rank(differences) == [4, 3, 2, 1, 0]
+    assert difference(frames[1], "baseline", []) == Difference(0, 0, 1)
+
+
+def test_a_rare_condition_has_its_frames():
+    conditions = [["clear"], ["clear"], ["snow"], ["clear", "dusk"], [], []]
+    assert spread_over_conditions([0, 1, 2, 3, 4, 5], conditions, 1) == [0, 2, 3, 4]
+    assert spread_over_conditions([5, 1, 0, 2, 4, 3], conditions, 2) == [5, 1, 0, 2, 4, 3]
 
 
 def test_titles_tell_weights_apart():
@@ -28,57 +121,248 @@ def test_titles_tell_weights_apart():
     assert titles(seeds) == ["seed0/weights/x", "seed1/weights/x"]
 
 
-def test_two_weights_of_one_name_are_two_columns(frames, tmp_path, monkeypatch):
-    files = [tmp_path / folder / "x.pth" for folder in "pq"]
-    state = build_detector(3, 2, "resnet18", "none").state_dict()
-    for file in files:
-        file.parent.mkdir()
-        torch.save({"model": state, "arguments": {"min_size": 64, "proposals": 50}}, file)
-    monkeypatch.setattr(sys, "argv", ["visualize.py", "--data", str(frames), "--list", "val_night", "--device", "cpu",
-                                      "--frames", "1", "--out", str(tmp_path / "g.png"), "--compare",
-                                      *map(str, files)])
-    visualize.main()
-    assert Image.open(tmp_path / "g.png").width // TILE_WIDTH == 3
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--workers", "2"])
-    with pytest.raises(SystemExit):
-        visualize.main()
-
-
-class Fixed(torch.nn.Module):
-    """Finds what it is told to."""
-
-    def __init__(self, boxes, labels):
-        super().__init__()
-        self.found = {"boxes": boxes, "labels": labels, "scores": torch.full((len(boxes),), 0.9)}
-        self.place, self.settings = torch.nn.Parameter(torch.zeros(1)), {"channels": 3}
-
-    def forward(self, images):
-        return [self.found for _ in images]
-
-
-def test_a_miss_is_a_thin_box_and_a_mark():
-    box = torch.tensor([[100.0, 50, 200, 150]])
-    target = {"boxes": box, "labels": torch.tensor([1])}
+def test_what_is_drawn_of_an_outcome():
     image = torch.zeros(3, 240, TILE_WIDTH, dtype=torch.uint8)
+    box, other = {"bbox": [100, 50, 100, 100], "score": 0.9}, {"bbox": [300, 50, 100, 100], "score": 0.8}
+    nothing = outcome_tile(image, Outcome([], [], [], set()))
+    assert not np.asarray(nothing).any()
+    drawn = outcome_tile(image, Outcome([box], [other], [], {1}))
+    assert pixels(drawn, HIT) > 1.3 * pixels(drawn, FALSE_ALARM) > 0 == pixels(drawn, MISSED)
+    missed = outcome_tile(image, Outcome([], [], [box], set()))
+    assert pixels(missed, HIT) == 0 < pixels(missed, MISSED) < 4 * 100 + 200
 
-    def missed(found):
-        detector = Fixed(box[:found], torch.ones(found, dtype=torch.int64))
-        tile = np.asarray(detection_tile(detector, image, target, 0.5))
-        return (tile == Image.new("RGB", (1, 1), MISSED).getpixel((0, 0))).all(axis=2).sum()
 
-    assert missed(1) == 0
-    assert 0 < missed(0) < 4 * 100 + 30
+def test_the_truth_stands_on_the_brightest_slice():
+    image = torch.zeros(6, 240, TILE_WIDTH, dtype=torch.uint8)
+    image[4, 50:150, 100:200] = 90
+    image[5, :40] = 255
+    people = [{"bbox": [100, 50, 100, 100], "iscrowd": 0}, {"bbox": [0, 0, 40, 40], "iscrowd": 1}]
+    picture = truth_tile(image, people)
+    assert picture.getpixel((150, 100)) == (90, 90, 90)
+    assert 350 < pixels(picture, TRUTH) < 850
+    assert picture.getpixel((0, 20)) != Image.new("RGB", (1, 1), TRUTH).getpixel((0, 0))
 
 
 def test_texts_at_one_place_do_not_cover_each_other():
-    """A hit, a false alarm and a miss whose boxes are one, in the middle and at both edges of the picture."""
-    for box in ([40, 30, 90, 80], [40, 0, 90, 80], [40, 30, 90, 100]):
-        drawn = []
-        for text in ({"above": "0.98"}, {"inside": "?"}, {"below": "x"}):
-            picture = Image.new("L", (140, 101))
-            with_text, without = (picture.copy() for _ in range(2))
-            draw_box(visualize.ImageDraw.Draw(with_text), box, "white", **text)
-            draw_box(visualize.ImageDraw.Draw(without), box, "white")
-            drawn.append(np.asarray(with_text) != np.asarray(without))
-        assert all(one.any() for one in drawn)
-        assert not (sum(one.astype(int) for one in drawn) > 1).any()
+    """A hit, a false alarm and a miss whose boxes are one, in the middle and at every edge of the picture: three tags,
+    each whole; of many more, those that find a place."""
+    for corners in ((40, 30, 90, 80), (40, 0, 90, 80), (40, 30, 90, 100), (0, 30, 9, 80), (120, 30, 139, 80)):
+        together = Image.new("RGB", (140, 101))
+        draw_boxes(together, [Box(corners, HIT, 1, "0.98"), Box(corners, FALSE_ALARM, 1, "?"),
+                              Box(corners, MISSED, 1, "x")])
+        for colour, size in ((HIT, 250), (FALSE_ALARM, 80), (MISSED, 80)):
+            assert pixels(together, colour) > size
+    taken = []
+    for _ in range(9):
+        place = free_place((40, 30, 90, 80), (30, 14), (140, 101), taken)
+        taken += [place] if place else []
+    assert 3 <= len(taken) < 9
+    for one, other in itertools.combinations(taken, 2):
+        assert one[0] > other[2] or other[0] > one[2] or one[1] > other[3] or other[1] > one[3]
+
+
+def test_compare_writes_a_sheet_and_a_page(synthetic, untrained, tmp_path):
+    root = shutil.copytree(synthetic, tmp_path / "data")
+    names = (root / "val_night.txt").read_text().split()
+    (root / "val_clear_night.txt").write_text("\n".join(names[:3]))
+    (root / "val_snow_night.txt").write_text(names[3])
+    done = run_script("visualize.py", "--compare", *untrained.values(), "--data", root, "--list", "val_night",
+                      "--frames", 2, "--html", tmp_path / "p.html", "--html-frames", 1, "--draws", 20, "--workers", 0,
+                      "--out", tmp_path / "g.png", "--score", 0.5)
+    with Image.open(tmp_path / "g.png") as sheet:
+        assert sheet.width // TILE_WIDTH == 4
+        assert f"{sheet.width}x{sheet.height}" in done.stdout
+        assert all(pixels(sheet, colour) for colour in LEGEND.values())
+    text = (tmp_path / "p.html").read_text()
+    frames = re.findall(r'<section data-conditions="([^"]*)" data-gained="(\d+)" data-lost="(\d+)"><h3>(\S+) ', text)
+    assert sorted(frame[0] for frame in frames) == ["val_clear_night", "val_snow_night"]
+    assert {frame[3] for frame in frames} < set(names)
+    for condition in ("val_clear_night", "val_snow_night"):
+        assert f'<option value="{condition}">' in text
+        assert f"{condition}, in percent; in brackets 95 % over its" in text
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
+    assert len(pictures) == 4 * len(frames)
+    assert {Image.open(io.BytesIO(base64.b64decode(one))).width for one in pictures} == {TILE_WIDTH}
+    assert "http" not in text.lower()
+    assert str(untrained["student"]) in text
+    assert "<td>baseline</td><td>baseline</td>" in text
+    assert "<td>students</td><td>student</td>" in text
+    assert "<td>student</td><td>val_night</td><td>4</td>" in text
+
+
+def test_a_page_shows_names_as_text():
+    row = Row("<b>a</b>", ['x"y'], Difference(1, 0, 1), [Image.new("RGB", (4, 4))])
+    text = page("a & b", {"data": "<i>"}, {"t": [["h"], ["<td>"]]}, [row], ["<c>"], LEGEND)
+    assert not re.search(r'<b>a|<i>"|<c>|a & b|<td><td>|x"y', text)
+
+
+def test_what_cannot_be_compared(synthetic, untrained, frames, tmp_path, monkeypatch):
+    torch.save(build_detector(3, 3, "resnet18", "none", min_size=64).state_dict(), tmp_path / "three.pth")
+    (frames / "nobody.txt").write_text("b")
+    common = ["--out", tmp_path / "g.png", "--workers", 0, "--compare"]
+    for arguments, message in (
+            ([untrained["baseline"], tmp_path / "three.pth", "--data", synthetic], "tells 2 classes apart"),
+            ([untrained["baseline"], "--data", frames, "--list", "nobody"], "there is nothing to score"),
+            ([untrained["baseline"], "--data", synthetic, "--list", "other"], "other.txt is missing"),
+            ([tmp_path / "none.pth", "--data", synthetic], "none.pth is missing")):
+        assert message in refused(monkeypatch, *common, *arguments)
+    assert not (tmp_path / "g.png").exists()
+
+
+def test_images_of_any_kind(untrained, tmp_path):
+    """A folder with a folder, of several formats; one is turned by its EXIF, and bad ones are listed at the end."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 255, (90, 160, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright
+    picture.save(folder / "a.jpg", exif=exif)
+    picture.convert("L").save(folder / "b.png")
+    picture.convert("P").save(folder / "more/a.png")
+    (folder / "c.jpg").write_text("no picture")
+    (folder / "d.png").write_bytes((folder / "b.png").read_bytes()[:2000])
+    (folder / "notes.txt").write_text("no picture either")
+    done = run_script("visualize.py", "--images", folder, "--weights", untrained["student"], "--out", tmp_path / "out",
+                      "--score", 0.3, expect=2)
+    last = done.stderr.splitlines()[-1]
+    assert "error: 2 of 5 pictures could not be read: c.jpg, d.png; the others are done" in last
+    assert re.search(r"warning: .*c.jpg cannot be read \(cannot identify", done.stderr)
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    sizes = {one["file_name"]: (one["width"], one["height"]) for one in content["images"]}
+    assert sizes == {"a.jpg": (90, 160), "b.png": (160, 90), "more/a.png": (160, 90)}
+    for name, size in sizes.items():
+        with Image.open(tmp_path / "out" / name) as copy:
+            assert copy.size == size
+            assert copy.format == {".jpg": "JPEG", ".png": "PNG"}[Path(name).suffix]
+    assert not (tmp_path / "out/c.jpg").exists()
+    reference = COCO(str(tmp_path / "out/detections.json"))
+    assert len(reference.anns) == len(content["annotations"]) > 0
+    shown = sum(one["score"] >= 0.3 for one in content["annotations"])
+    assert f"3 of 5 pictures, {shown} boxes of at least 0.3" in done.stdout
+    assert shown
+    [plain, annotated] = (np.asarray(Image.open(root / "b.png").convert("RGB")) for root in (folder, tmp_path / "out"))
+    assert (plain != annotated).any()
+
+
+def test_detections_of_pictures_are_those_of_test_py(synthetic, untrained, tmp_path):
+    """The RGB pictures of a list as ordinary pictures: the boxes that test.py saves."""
+    names = (synthetic / "val_night.txt").read_text().split()
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        shutil.copy(synthetic / "images" / f"{name}.png", tmp_path / "photos")
+    run_script("visualize.py", "--images", tmp_path / "photos", "--weights", untrained["student"], "--out",
+               tmp_path / "out", "--no-amp")
+    run_script("test.py", "--weights", untrained["student"], "--data", synthetic, "--lists", "val_night", "--no-amp",
+               "--save-detections", tmp_path / "d.json", "--batch-size", 1, "--workers", 0)
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    file_of = {one["id"]: one["file_name"] for one in content["images"]}
+    theirs = sorted((f"{one['file_name']}.png", one["score"], one["bbox"])
+                    for one in json.loads((tmp_path / "d.json").read_text()))
+    ours = sorted((file_of[one["image_id"]], one["score"], one["bbox"]) for one in content["annotations"])
+    assert len(ours) == len(theirs) > 10
+    for (file, score, box), (other_file, other_score, other_box) in zip(ours, theirs, strict=True):
+        assert file == other_file
+        assert score == pytest.approx(other_score, abs=1e-5)
+        assert box == pytest.approx(other_box, abs=1e-3)
+
+
+def test_pictures_that_cannot_be_detected(untrained, tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    one = tmp_path / "photos/one.png"
+    one.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(one)
+    student, out = ["--weights", untrained["student"]], ["--out", tmp_path / "out"]
+    for arguments, message in (
+            ([empty, *student, *out], "empty has no picture"),
+            ([tmp_path / "gone", *student, *out], "gone is missing: name a picture"),
+            ([tmp_path / "drive.mp4", *student, *out], "is a video: write its frames to a folder first"),
+            ([one.parent, *out], "--images needs the --weights of an RGB student"),
+            ([one.parent, "--weights", untrained["teacher"], *out], "needs gated slices, which ordinary pictures have"),
+            ([one.parent, *student, "--out", one.parent], "copies would take the place of pictures"),
+            ([one, *student, "--out", one.parent], "copies would take the place of pictures"),
+            ([one.parent, *student, "--out", one.parent / "found"], "copies would take the place of pictures")):
+        assert message in refused(monkeypatch, "--images", *arguments)
+    assert not (tmp_path / "out").exists()
+    assert [file.name for file in one.parent.iterdir()] == ["one.png"]
+
+
+def test_curves_of_several_runs(trained, tmp_path):
+    logs = [trained / "runs" / name / "log.jsonl" for name in ("teacher", "cmkd_mse")]
+    run_script("visualize.py", "--curves", *logs, "--out", tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as two:
+        assert min(two.size) > 400
+        both = np.asarray(two.convert("RGB")).copy()
+    run_script("visualize.py", "--curves", logs[0], "--out", tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as one:
+        orange = (0xD5, 0x5E, 0x00)  # the second run's colour
+        assert (both == orange).all(axis=2).sum() > 20 > (np.asarray(one.convert("RGB")) == orange).all(axis=2).sum()
+
+
+def test_logs_that_are_none(trained, tmp_path, monkeypatch):
+    good = (trained / "runs/teacher/log.jsonl").read_text().splitlines()
+    for content, message in ((f"{good[0]}\n", "has no epoch yet"), ("[1]\n", "log.jsonl:1: no record"),
+                             (f"{good[0]}\n{good[1][:80]}", "log.jsonl:2: no record"),
+                             ('{"epoch": 1, "losses": 3}\n', "log.jsonl:1: no record"), (None, "cannot be read")):
+        (tmp_path / "log.jsonl").unlink(missing_ok=True)
+        if content:
+            (tmp_path / "log.jsonl").write_text(content)
+        assert message in refused(monkeypatch, "--curves", tmp_path / "log.jsonl", "--out", tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
+
+
+@pytest.mark.parametrize(("package", "arguments"), [
+    ("matplotlib", ["visualize.py", "--curves", "runs/teacher/log.jsonl", "--out", "c.png"]),
+    ("tensorboard", ["train_baseline.py", "--tensorboard", "--run-dir", "r", "--out", "w", *TINY])])
+def test_an_optional_package_that_is_absent_is_named(synthetic, trained, tmp_path, package, arguments):
+    """Its import is made to fail, as where it is not installed."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    data = ["--data", str(synthetic)] if "train_baseline.py" in arguments else []
+    done = subprocess.run([sys.executable, ROOT / arguments[0], *arguments[1:], *data], capture_output=True, text=True,
+                          cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": "", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2, done.stderr
+    assert f"pip install {package}" in the_error(done)
+    assert not list(tmp_path.glob("w/*.pth")) + list(tmp_path.glob("r/*.jsonl"))
+
+
+def test_energy_maps_are_the_pyramids_without_padding():
+    detector = build_detector(3, 2, "resnet18", "none", min_size=64).eval()
+    image = torch.randint(0, 255, (6, 80, 160), dtype=torch.uint8)
+    maps = energies(detector, image)
+    with torch.inference_mode():
+        features = detector.features([image[:3]])
+    for level, stride in zip(LEVELS, (4, 8, 16, 32), strict=True):  # 64x128 px, which is not padded
+        assert maps[level].shape == (64 // stride, 128 // stride)
+        assert torch.allclose(maps[level], features[level][0].pow(2).mean(0).sqrt())
+    assert energies(detector, image[:, :75])["0"].shape == (16, 34)  # 64x137 px, padded to 64x160
+
+
+def test_features_side_by_side(synthetic, untrained, tmp_path, monkeypatch):
+    name = (synthetic / "val_night.txt").read_text().split()[1]
+    common = ["--data", synthetic, "--list", "val_night", "--out", tmp_path / "f.png", "--features"]
+    common += untrained.values()
+    run_script("visualize.py", *common, "--frame", name)
+    with Image.open(tmp_path / "f.png") as sheet:
+        assert sheet.width // TILE_WIDTH == 4
+        assert len(sheet.getcolors(sheet.width * sheet.height)) > 500
+    assert "--frame other is not in" in refused(monkeypatch, *common, "--frame", "other")
+
+
+def test_tensorboard_has_losses_ap_and_pictures(synthetic, tmp_path):
+    run_script("train_baseline.py", "--data", synthetic, "--out", tmp_path / "w", "--run-dir", tmp_path / "r",
+               "--epochs", 2, "--tensorboard", "--classes", "vru", *TINY)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tmp_path / "r/tensorboard"))
+    events.Reload()
+    records = [json.loads(line) for line in (tmp_path / "r/log.jsonl").read_text().splitlines()[1:]]
+    for name, value in (("losses/loss_objectness", lambda record: record["losses"]["loss_objectness"]),
+                        ("val/AP", lambda record: record["val"]["AP"]), ("lr", lambda record: record["lr"])):
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(list(map(value, records)), rel=1e-6)
+        assert [event.step for event in events.Scalars(name)] == [1, 2]
+    names = events.Tags()["images"]
+    assert names
+    assert set(names) <= {f"val/{name}" for name in (synthetic / "val_night.txt").read_text().split()}
+    for name in names:
+        assert Image.open(io.BytesIO(events.Images(name)[1].encoded_image_string)).width == TILE_WIDTH
