@@ -17,13 +17,12 @@ from models import Detector
 
 DROPPED = -1.0  # as a score; others are 0..1
 SMALLEST = 1e-2  # px: sides of detections, as in RoIHeads.postprocess_detections
-# Far from every picture and from each other, so that they touch no box.
-APART = [[-9.0, -9.0, -8.0, -8.0], [-7.0, -7.0, -6.0, -6.0]]
+OUTSIDE = [[-9.0, -9.0, -8.0, -8.0]]  # a box that touches none in a picture
 
 
 class FixedProposals(RegionProposalNetwork):
-    """torchvision's in evaluation on one picture, with the same number of proposals for any: those there are not
-    have no area, and what the box head makes of them has none either."""
+    """torchvision's in evaluation on one picture, with the same number of proposals for any. Those that are dropped
+    have no area, and neither has what the box head makes of them, which is therefore dropped too."""
 
     def filter_proposals(self, proposals: Tensor, objectness: Tensor, image_shapes: list[tuple[int, int]],
                          num_anchors_per_level: list[int]) -> tuple[list[Tensor], list[Tensor]]:
@@ -85,9 +84,9 @@ def drop(boxes: Tensor, scores: Tensor, smallest: float, iou: float) -> Tensor:
     one of a better score by more than `iou`."""
     large = (boxes[:, 2:] - boxes[:, :2] >= smallest).all(dim=1)
     scores = torch.where(large, scores, DROPPED)
-    # torchvision promises torch.export that nms keeps two boxes or more (its `meta_nms`), and the program checks it.
-    scores = torch.cat([scores, scores.new_full((len(APART),), DROPPED)])
-    kept = nms(torch.cat([boxes, boxes.new_tensor(APART)]), scores, iou)
+    # torchvision tells torch.export (in its `meta_nms`) that nms keeps two boxes or more, which a program then checks.
+    scores = torch.cat([scores, scores.new_tensor([DROPPED])])
+    kept = nms(torch.cat([boxes, boxes.new_tensor(OUTSIDE)]), scores, iou)
     left = torch.full_like(scores, DROPPED)
     left[kept] = scores[kept]
-    return left[: -len(APART)]
+    return left[:-1]

@@ -37,7 +37,7 @@ def write_onnx(program: ExportedProgram, metadata: dict[str, str], file: Path) -
     try:
         converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=["picture"],
                                       output_names=["boxes", "scores", "labels"], optimize=True, verbose=False)
-    except torch.onnx.OnnxExporterError:
+    except (torch.onnx.OnnxExporterError, ImportError):  # the latter of an onnxscript older than torch
         raise UserError(f"torch {torch.__version__} cannot convert the network to ONNX: update torch and onnxscript, "
                         "or pass --out with a file that ends in .pt2") from None
     converted.model.metadata_props.update(metadata)
