@@ -85,6 +85,12 @@ class Detected:
         }.items()}
 
 
+def mean_scores(runs: list[Detected], times: np.ndarray | None = None) -> dict[str, float]:
+    """The mean of each score over the runs in which it is defined."""
+    scores = [run.scores(times) for run in runs]
+    return {name: mean_of_defined([one[name] for one in scores]) for name in HIGHER_IS_BETTER}
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The middle 95 % of the draws in which a value is defined; NaN where it never is."""
     defined = values[np.isfinite(values)]
@@ -94,23 +100,24 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def compare(ground_truth: dict[str, list], results: dict[str, list[dict[str, Any]]], baseline: str, teacher: str | None,
-            samples: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
+def compare(ground_truth: dict[str, list], runs: dict[str, list[list[dict[str, Any]]]], baseline: str,
+            teacher: str | None, samples: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
     """By detector and score: `value`, its 95 % `interval`, the `difference` from the baseline with its interval, and,
     where there is a teacher, the share of the way from baseline to teacher, `gap_closed`, with its interval.
 
-    `results` are COCO results by detector, `baseline` and `teacher` two of its keys. The same draws of frames serve
-    every detector. A gap that a draw does not have (a teacher that is no better) leaves its share undefined there.
+    `runs` are the COCO results of each detector, once for each time that it was trained, of which a score is the mean;
+    `baseline` and `teacher` are two of its keys. The same draws of frames serve every detector. A gap that a draw does
+    not have (a teacher that is no better) leaves its share undefined there.
     """
-    detected = {name: Detected(ground_truth, found) for name, found in results.items()}
+    detected = {name: [Detected(ground_truth, results) for results in found] for name, found in runs.items()}
     frames = len(ground_truth["images"])
     random = np.random.default_rng(seed)
-    whole = {name: one.scores() for name, one in detected.items()}
+    whole = {name: mean_scores(found) for name, found in detected.items()}
     draws = {name: {score: np.empty(samples) for score in HIGHER_IS_BETTER} for name in detected}
     for sample in tqdm(range(samples), "drawing frames", unit="draw", leave=False, disable=None):
         times = random.multinomial(frames, np.full(frames, 1 / frames)).astype(float)
-        for name, one in detected.items():
-            for score, value in one.scores(times).items():
+        for name, found in detected.items():
+            for score, value in mean_scores(found, times).items():
                 draws[name][score][sample] = value
 
     def gap_closed(value: Any, base: Any, top: Any, higher: bool) -> np.ndarray:

@@ -111,7 +111,8 @@ def compare_lists(detectors: dict[str, Detector], truths: dict[str, dict], found
     of the first. The first weights with gated slices are the teacher."""
     first_of = {detector.settings["channels"]: title for title, detector in reversed(detectors.items())}
     baseline = first_of.get(3, next(iter(detectors)))
-    return {name: distributed.on_first(partial(compare, truth, found[name], baseline, first_of.get(6), draws, seed))
+    return {name: distributed.on_first(partial(compare, truth, {title: [one] for title, one in found[name].items()},
+                                               baseline, first_of.get(6), draws, seed))
             for name, truth in truths.items()}, baseline
 
 

@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
                         help="with --compare and --features: DATA/<list>.txt (default: vis_night)")
     parser.add_argument("--frames", type=at_least(1), default=6, help="with --compare: rows (default: 6)")
     parser.add_argument("--html", type=Path, metavar="FILE",
-                        help="with --compare: also one page with settings, tables by condition and the frames")
+                        help="with --compare: also one page with tables by condition, the frames and the settings")
     parser.add_argument("--html-frames", type=at_least(1), default=12, help="of each condition (default: 12)")
     parser.add_argument("--draws", type=at_least(1), default=1000, help="with --html: for intervals (default: 1000)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="with --html: of the draws (default: 0)")
@@ -148,7 +148,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def write_page(args: argparse.Namespace, content: Comparison, ranked: list[int]) -> None:
-    """Settings, tables of the list and its conditions with intervals, and the first frames of each condition."""
+    """Tables of the list and its conditions with intervals, the first frames of each condition, and the settings."""
     frames = content.frames
     members = condition_lists(args.data, args.list)
     conditions = [[name for name, names in members.items() if frame in names] for frame in frames.names]
@@ -159,8 +159,8 @@ def write_page(args: argparse.Namespace, content: Comparison, ranked: list[int])
     tables = metrics_tables(score(truths, found), truths)
     if len(content.detectors) > 1:
         comparisons, _ = compare_lists(content.detectors, truths, found, args.draws, args.seed)
-        tables |= {comparison_title(name, truths[name]): comparison_rows(table, content.baseline)
-                   for name, table in comparisons.items()}
+        tables = {comparison_title(name, truths[name]): comparison_rows(table, content.baseline)
+                  for name, table in comparisons.items()} | tables
     settings = {"data": str(args.data), "list": f"{args.list}, {len(frames)} frames",
                 "classes": " | ".join("+".join(group) for group in frames.classes),
                 "ignored": " ".join(frames.ignored) or "nothing", "baseline": content.baseline,

@@ -31,6 +31,11 @@ def random_case(noise, frames=12, seed=0):
     return content, results
 
 
+def once(results):
+    """Detectors that were trained once."""
+    return {name: [found] for name, found in results.items()}
+
+
 @pytest.mark.parametrize("noise", [2, 10])
 def test_the_whole_list_is_pycocotools(noise):
     content, results = random_case(noise)
@@ -74,7 +79,7 @@ def test_gap_closed_and_paired_intervals():
     _, baseline = random_case(12, 60)
     student = [one for one in teacher if one["image_id"] % 2] + [one for one in baseline if not one["image_id"] % 2]
     results = {"teacher": teacher, "baseline": baseline, "student": student, "again": baseline}
-    table = compare(content, results, "baseline", "teacher", samples=200)
+    table = compare(content, once(results), "baseline", "teacher", samples=200)
     assert table["teacher"]["AP"]["gap_closed"] == 1.0
     assert table["baseline"]["AP"]["gap_closed"] == 0.0
     assert table["again"]["AP"]["difference_interval"] == (0.0, 0.0)
@@ -91,9 +96,30 @@ def test_gap_closed_and_paired_intervals():
     assert high - low < apart
 
 
+def test_seeds_are_pooled():
+    """The gap that is closed is that of the means over the runs, not the mean of the runs' shares; frames are drawn
+    for all runs together."""
+    content, teacher = random_case(2, 40)
+    baselines = [random_case(noise, 40)[1] for noise in (9, 14)]
+    students = [random_case(noise, 40)[1] for noise in (4, 6)]
+    table = compare(content, {"teacher": [teacher], "baseline": baselines, "student": students}, "baseline", "teacher",
+                    50)
+    top, *others = (coco_metrics(content, found)["AP"] for found in (teacher, *baselines, *students))
+    base, mean = np.mean(others[:2]), np.mean(others[2:])
+    assert table["student"]["AP"]["value"] == pytest.approx(mean)
+    assert table["student"]["AP"]["gap_closed"] == pytest.approx((mean - base) / (top - base))
+    alone = compare(content, {"teacher": [teacher], "baseline": baselines[:1], "student": students[:1]}, "baseline",
+                    "teacher", 50)
+    twice = compare(content, {"teacher": [teacher], "baseline": baselines[:1] * 2, "student": students[:1] * 2},
+                    "baseline", "teacher", 50)
+    for name, numbers in alone.items():
+        for which, values in numbers.items():
+            assert twice[name][which]["interval"] == pytest.approx(values["interval"], nan_ok=True)
+
+
 def test_the_same_seed_draws_the_same_frames():
     content, results = random_case(6)
-    tables = [compare(content, {"a": results}, "a", None, 20, seed) for seed in (0, 0, 1)]
+    tables = [compare(content, once({"a": results}), "a", None, 20, seed) for seed in (0, 0, 1)]
     intervals = [table["a"]["AP"]["interval"] for table in tables]
     assert intervals[0] == intervals[1] != intervals[2]
     assert "gap_closed" not in tables[0]["a"]["AP"]
@@ -107,7 +133,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
         found = random.random(60) < 0.5
         content = truth([[[10, 10, 50, 100]]] * 60)
         results = [result(image, [10, 10, 50, 100], 0.9) for image in range(60) if found[image]]
-        low, high = compare(content, {"a": results}, "a", None, 100)["a"]["recall"]["interval"]
+        low, high = compare(content, once({"a": results}), "a", None, 100)["a"]["recall"]["interval"]
         held += low <= 0.5 <= high
     assert 88 <= held <= 99
 
@@ -115,7 +141,7 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
 def test_what_is_not_defined():
     assert all(map(math.isnan, interval(np.array([math.nan, math.nan]))))
     content, results = random_case(6)
-    table = compare(content, {"teacher": results, "baseline": results}, "baseline", "teacher", 20)
+    table = compare(content, once({"teacher": results, "baseline": results}), "baseline", "teacher", 20)
     assert math.isnan(table["teacher"]["AP"]["gap_closed"])
     row = comparison_rows(table, "baseline")[1]
     assert (row[0], row[-4:]) == ("teacher", ["+0.0 [0.0, 0.0]", "+0.0 [0.0, 0.0]", "-", "-"])
