@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "exported": {"models", "utils"},
     "export": ROOMS | {"deployable", "exported"},
     "reproduce": ROOMS,
+    "trials": ROOMS,
     **dict.fromkeys(TRAIN_SCRIPTS, ROOMS),
 }
 
