@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed
-	$(RUN) reproduce.py --out runs/demo
+	$(RUN) reproduce.py --preset smoke --out runs/demo
 
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -q -n 2
@@ -21,7 +21,7 @@ BENCHMARKS := data_throughput train_throughput what_helps evaluate_throughput in
 bench: demo
 	for name in $(BENCHMARKS); do echo "== $$name"; \
 	    $(RUN) benchmarks/$$name.py --json runs/bench/$$name.json || exit 1; done
-	$(RUN) benchmarks/evaluate_throughput.py --weights runs/demo/weights/teacher.pth --data runs/demo/data \
+	$(RUN) benchmarks/evaluate_throughput.py --weights runs/demo/seed0/teacher.pth --data runs/demo/data \
 	    --list test_night --json runs/bench/evaluate_demo.json
 
 $(VENV)/installed: requirements.txt

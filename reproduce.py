@@ -1,153 +1,176 @@
-"""The whole comparison on one command, on simulated night frames: `make demo`.
+"""The whole comparison on one command: teacher, baseline and every student, with several seeds, in one table.
 
-    python reproduce.py --out runs/demo
+    python reproduce.py --preset smoke --out runs/demo            # `make demo`: a few minutes on any machine
+    python reproduce.py --preset cpu --seeds 0 1 2                # the study of docs/results.md, on simulated nights
+    python reproduce.py --preset paper --data data --seeds 0 1 2  # the paper's table, on its data set
 
-Simulates days and nights, pretrains an RGB detector on the days (in place of COCO weights, which not everyone can
-download), trains teacher, baseline and both students on the nights from it as a user would, tests them, prints one
-table, draws OUT/gallery.png and writes OUT/comparison.html, a page with all numbers and pictures. A second call goes on
-where the first stopped.
+Simulates days and nights where no --data is given, pretrains an RGB detector on the days (in place of COCO weights,
+which not everyone can download), trains all networks from it as a user would, and tests them. OUT/results.md is the
+table, results.json all numbers, results.png the picture, comparison.html a page with frames of the first seed. A second
+call goes on where the first stopped; what fails is named, and leaves a hole in the table.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from dataset import SeeingThroughFog
 from failures import run
-from utils import REPOSITORY, OneLineParser, UserError, at_least
+from jobs import Job, run_jobs, slots
+from results import NETWORKS, Study, write_results
+from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, warn
 
-INPUTS = {"teacher": "RGB + gated", "baseline": "RGB", "cmkd_mse": "RGB", "cmkd_adv": "RGB"}
-ROUNDS = [("teacher", "baseline"), ("cmkd_mse", "cmkd_adv")]  # the students need the teacher
-TEST_LISTS = ("val_night", "test_night")
+STUDENTS = tuple(name for name in NETWORKS if name.startswith("cmkd"))
+TRAIN_LIST, VAL_LIST, TEST_LIST = "train_night", "val_night", "test_night"
+# Options of the train scripts that may replace the preset's; pretraining has rates and batches of its own.
+FOR_ALL = ("backbone", "min-size", "max-size", "epochs", "classes", "ignore")
+FOR_COMPARED = ("init", "stem", "batch-size", "lr")
+LISTS = ("classes", "ignore")
 
-# Smaller batches and fewer epochs than the published recipe, the same for all four networks. Six epochs, as the rate
-# falls to a tenth after five.
-CPU = {
-    "day": ["--frames", "76", "20", "0"],
-    "night": ["--frames", "56", "30", "60"],
-    "data": ["--frames-per-recording", "1", "--size", "213x128"],
-    "train": ["--backbone", "resnet18", "--min-size", "128", "--rois", "32", "--proposals", "64", "--batch-size", "2",
-              "--flip", "--workers", "0"],
-    "epochs": 6,
-    "from_random": ["--init", "none", "--lr", "0.01"],
-    "from_day": ["--stem", "inflate", "--lr", "0.0025"],  # the published 0.005 for 4 frames, scaled to 2
+
+@dataclass(frozen=True)
+class Preset:
+    """Options of the scripts, in words. Without `nights` there is nothing to simulate, and --data is needed."""
+
+    train: str  # of all networks, the pretrained one too
+    start: str  # of the networks that are compared
+    pretrain: str = ""
+    size: str = ""
+    days: str = ""  # frames for training, validation, test
+    nights: str = ""
+    needs_cuda: bool = False
+
+
+# `smoke` has smaller batches and fewer epochs than the published recipe: six, as the rate falls to a tenth after five.
+PRESETS = {
+    "smoke": Preset(days="76 20 0", nights="56 30 60", size="213x128", pretrain="--init none --lr 0.01",
+                    train="--backbone resnet18 --min-size 128 --rois 32 --proposals 64 --batch-size 2 --flip "
+                          "--workers 0 --epochs 6",
+                    start="--stem inflate --lr 0.0025"),  # the published 0.005 for 4 frames, scaled to 2
+    "cpu": Preset(days="1500 100 0", nights="1500 300 300", size="213x128",
+                  pretrain="--init none --lr 0.01 --batch-size 8 --epochs 8",
+                  train="--backbone resnet18 --min-size 128 --rois 64 --proposals 100 --flip --workers 0 --cache ram "
+                        "--epochs 6",
+                  start="--stem inflate"),
+    "gpu": Preset(days="4000 200 0", nights="4000 600 1000", size="640x384", needs_cuda=True,
+                  pretrain="--init none --lr 0.02",
+                  train="--min-size 384 --batch-size 8 --flip --cache ram --epochs 12",
+                  start="--stem inflate --lr 0.01"),
+    "paper": Preset(train="", start="", needs_cuda=True),
 }
-CUDA = {
-    "day": ["--frames", "2000", "200", "0"],
-    "night": ["--frames", "2000", "300", "600"],
-    "data": ["--frames-per-recording", "2", "--size", "640x384"],
-    "train": ["--backbone", "resnet50", "--min-size", "384", "--batch-size", "8", "--flip"],
-    "epochs": 8,
-    "from_random": ["--init", "none", "--lr", "0.01"],
-    "from_day": ["--stem", "inflate", "--lr", "0.01"],
-}
 
 
-def call(name: str, arguments: list[str], out: Path, environment: dict[str, str], bar: tqdm) -> None:
-    """Run a script as a user would, its errors and bars in OUT/<name>.txt, its lines on screen.
-
-    Raises `UserError` with the end of that file where the script fails.
-    """
-    command = [sys.executable, str(REPOSITORY / arguments[0]), *arguments[1:]]
-    bar.write(f"$ python {' '.join(arguments)}")
-    log = out / f"{name}.txt"
-    with log.open("w", encoding="utf-8") as errors:
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment}, text=True,
-                                   stdout=subprocess.PIPE, stderr=errors)
-        for line in process.stdout:
-            bar.write(f"[{name}] {line.rstrip()}")
-            bar.update(line.startswith("epoch "))
-    lines = log.read_text(encoding="utf-8").replace("\r", "\n").splitlines()
-    for warning in (line for line in lines if line.startswith("warning: ")):
-        bar.write(f"[{name}] {warning}")
-    if process.wait() != 0:
-        last = [line for line in lines if line.strip()] or ["no message"]
-        raise UserError(f"{arguments[0]} ended with exit code {process.returncode}: {last[-1]} (all of it: {log})")
-
-
-def results_table(metrics: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown: AP and AP50 in percent by network and list, and the share of the teacher-baseline gap closed."""
-    lines = ["| model | inputs | val AP | val AP50 | test AP | test AP50 | gap closed, val | gap closed, test |",
-             "|---|---|---|---|---|---|---|---|"]
-    for name, inputs in INPUTS.items():
-        cells = [f"{100 * metrics[name][one][metric]:.1f}" for one in TEST_LISTS for metric in ("AP", "AP50")]
-        cells += [gap_closed(*(metrics[who][one]["AP"] for who in (name, "baseline", "teacher"))) for one in TEST_LISTS]
-        lines.append(f"| {name} | {inputs} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="smoke",
+                        help="smoke: minutes; cpu: hours on two cores; gpu: ResNet-50 on simulated frames; paper: the "
+                             "published recipe on --data (default: smoke)")
+    parser.add_argument("--out", type=Path, help="folder of everything (default: runs/PRESET)")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0], metavar="N",
+                        help="each trains all networks once (default: 0)")
+    parser.add_argument("--students", choices=STUDENTS, nargs="+", default=STUDENTS, help="(default: all)")
+    parser.add_argument("--data", type=Path, help="prepared data folder (default: simulated)")
+    parser.add_argument("--train-list", default=TRAIN_LIST, help=f"(default: {TRAIN_LIST})")
+    parser.add_argument("--val-list", default=VAL_LIST, help=f"which weights of a run are best (default: {VAL_LIST})")
+    parser.add_argument("--test-list", default=TEST_LIST, help=f"(default: {TEST_LIST})")
+    for option in (*FOR_ALL, *FOR_COMPARED):
+        parser.add_argument(f"--{option}", nargs="*" if option in LISTS else None,
+                            help="of the train scripts (default: the preset's)")
+    parser.add_argument("--side-by-side", type=at_least(1), metavar="N",
+                        help="trainings at once (default: one for each GPU, else for each core)")
+    parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
+    args = parser.parse_args()
+    args.out = args.out or Path("runs") / args.preset
+    return args
 
 
-def gap_closed(ap: float, baseline: float, teacher: float) -> str:
-    """The share of the way from the baseline's AP to the teacher's, in percent."""
-    return f"{round(100 * (ap - baseline) / (teacher - baseline))} %" if teacher > baseline else "no gap"
+def given(args: argparse.Namespace, options: tuple[str, ...]) -> list[str]:
+    """Those of the options that were given, as the train scripts take them."""
+    values = {option: getattr(args, option.replace("-", "_")) for option in options}
+    return [word for option, value in values.items() if value is not None
+            for word in (f"--{option}", *(value if option in LISTS else [value]))]
 
 
-def refuse_empty_comparison(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Raise `UserError` where the table says nothing: a network that found nobody, or a teacher with no lead."""
-    for one in TEST_LISTS:
-        for name in INPUTS:
-            if not metrics[name][one]["AP"] > 0:
-                raise UserError(f"{name} found nobody on {one}: the comparison says nothing")
-        if metrics["teacher"][one]["AP"] <= metrics["baseline"][one]["AP"]:
-            raise UserError(f"the teacher is not above the baseline on {one}: there is no gap to close")
+def preparation(args: argparse.Namespace, preset: Preset) -> list[Job]:
+    """What all networks need: simulated nights where no data is given, and an RGB detector of simulated days where no
+    weights are."""
+    nights, days, pretrained = args.out / "data", args.out / "day", args.out / "pretrained"
+    simulate = ["make_synthetic.py", "--frames-per-recording", "1", "--size", preset.size, "--out"]
+    jobs = []
+    if not args.data:
+        jobs.append(Job("nights", [*simulate, str(nights), "--frames", *preset.nights.split()],
+                        nights / "synthetic.json", alone=True))
+    if preset.pretrain and not args.init:
+        # Another seed draws other places.
+        jobs.append(Job("days", [*simulate, str(days), "--frames", *preset.days.split(), "--mix", "clear_day=1",
+                                 "--seed", "1000000"], days / "synthetic.json", alone=True))
+        jobs.append(Job("pretrained", [
+            "train_baseline.py", "--data", str(days), "--train-list", "train_clear_day", "--val-list", "val_clear_day",
+            *preset.train.split(), *given(args, FOR_ALL), *preset.pretrain.split(), "--resume", "--out",
+            str(pretrained), "--run-dir", str(pretrained)], pretrained / "baseline.pth", ("days",), alone=True))
+    return jobs
+
+
+def training(name: str, seed: int, args: argparse.Namespace, preset: Preset, before: list[Job]) -> tuple[Job, Job]:
+    """Train a network with a seed, and test it."""
+    folder, data, title = args.out / f"seed{seed}", str(args.data or args.out / "data"), f"seed{seed}/{name}"
+    weights, needs = folder / f"{name}.pth", [job.name for job in before]
+    options = [*preset.train.split(), *given(args, FOR_ALL), *preset.start.split(), *given(args, FOR_COMPARED)]
+    if "pretrained" in needs:
+        options += ["--init", str(args.out / "pretrained/baseline.pth")]
+    if name in STUDENTS:
+        options += ["--teacher", str(folder / "teacher.pth")]
+        needs.append(f"seed{seed}/teacher")
+    train = Job(title, [f"train_{name}.py", "--data", data, "--train-list", args.train_list, "--val-list",
+                        args.val_list, *options, "--seed", str(seed), "--resume", "--out", str(folder), "--run-dir",
+                        str(folder / name)], weights, tuple(needs))
+    test = Job(f"test/{title}", ["test.py", "--weights", str(weights), "--data", data, "--lists", args.val_list,
+                                 args.test_list, "--conditions", "--workers", "0", "--json",
+                                 str(folder / name / "scores.json"), "--save-detections",
+                                 str(folder / name / "detections.json")], folder / name / "scores.json", (title,))
+    return train, test
+
+
+def plan(args: argparse.Namespace, preset: Preset) -> list[Job]:
+    """All jobs, those that others need first; at the end the pictures of the first seed."""
+    names, first = ("teacher", "baseline", *args.students), f"seed{args.seeds[0]}"
+    before = preparation(args, preset)
+    jobs = [*before, *(job for name in names for seed in args.seeds
+                       for job in training(name, seed, args, preset, before))]
+    pictures = Job("pictures", [
+        "visualize.py", "--data", str(args.data or args.out / "data"), "--list", args.test_list, "--workers", "0",
+        "--out", str(args.out / "gallery.png"), "--html", str(args.out / "comparison.html"), "--draws", "300",
+        "--compare", *(str(args.out / first / f"{name}.pth") for name in names)], args.out / "gallery.png",
+        tuple(f"{first}/{name}" for name in names))
+    return [*jobs, pictures]
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything (default: runs/demo)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of data and training")
-    args = parser.parse_args()
-    started = time.time()
-    on_gpu = torch.cuda.is_available()
-    preset = CUDA if on_gpu else CPU
-    # On a CPU, one thread for each of two trainings side by side does more than two threads for one.
-    side_by_side = 1 if on_gpu else min(2, os.cpu_count() or 1)
-    one_thread = {} if on_gpu else {"OMP_NUM_THREADS": "1"}
-    out, day, night, weights = args.out, args.out / "day", args.out / "data", args.out / "weights"
-    out.mkdir(parents=True, exist_ok=True)
-    data = ["--seed", str(args.seed), *preset["data"]]
-    train = ["--seed", str(args.seed), "--resume", "--epochs", str(preset["epochs"]), *preset["train"]]
-
-    with tqdm(total=preset["epochs"] * (1 + len(INPUTS)), unit="epoch", desc="training", dynamic_ncols=True,
-              disable=None) as bar, ThreadPoolExecutor(side_by_side) as pool:
-
-        def together(jobs: dict[str, list[str]]) -> None:
-            for job in [pool.submit(call, name, arguments, out, one_thread, bar) for name, arguments in jobs.items()]:
-                job.result()
-
-        call("make_day", ["make_synthetic.py", "--out", str(day), "--mix", "clear_day=1", *preset["day"], *data],
-             out, {}, bar)
-        call("make_night", ["make_synthetic.py", "--out", str(night), *preset["night"], *data], out, {}, bar)
-        call("pretrain", ["train_baseline.py", "--data", str(day), "--train-list", "train_clear_day", "--val-list",
-                          "val_clear_day", *train, *preset["from_random"], "--out", str(out / "pretrained"),
-                          "--run-dir", str(out / "pretrained")], out, {}, bar)
-        for names in ROUNDS:
-            together({name: [
-                f"train_{name}.py", "--data", str(night), "--init", str(out / "pretrained/baseline.pth"), *train,
-                *preset["from_day"], "--out", str(weights), "--run-dir", str(out / name),
-                *(["--teacher", str(weights / "teacher.pth")] if name.startswith("cmkd") else [])] for name in names})
-        together({f"test_{name}": ["test.py", "--weights", str(weights / f"{name}.pth"), "--data", str(night),
-                                   "--lists", *TEST_LISTS, "--json", str(out / f"{name}.json"), "--workers", "0"]
-                  for name in INPUTS})
-        call("gallery", ["visualize.py", "--data", str(night), "--list", "test_night", "--workers", "0", "--out",
-                         str(out / "gallery.png"), "--html", str(out / "comparison.html"), "--draws", "300",
-                         "--compare", *(str(weights / f"{name}.pth") for name in INPUTS)], out, {}, bar)
-
-    metrics = {}
-    for name in INPUTS:
-        by_list = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
-        metrics[name] = {one: by_title[name] for one, by_title in by_list.items()}
-    table = results_table(metrics)
-    (out / "results.md").write_text(table + "\n", encoding="utf-8")
-    print(f"\n{table}\n\n{out / 'results.md'}, {out / 'gallery.png'}, {out / 'comparison.html'}; "
+    args = parse_arguments()
+    preset, started = PRESETS[args.preset], time.time()
+    if preset.needs_cuda and not torch.cuda.is_available():
+        raise UserError(f"--preset {args.preset} takes days without a GPU, and torch sees none: pass --preset cpu")
+    if not preset.nights and not args.data:
+        raise UserError(f"--preset {args.preset} simulates nothing: pass --data FOLDER")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError("--seeds names one twice: name each once")
+    if args.data:
+        for one in (args.train_list, args.val_list, args.test_list):
+            SeeingThroughFog(args.data, one, "rgb+gated", args.classes or DEFAULT_CLASSES, args.ignore)
+    jobs = plan(args, preset)
+    study = Study(args.data or args.out / "data", [args.val_list, args.test_list], {
+        name: [args.out / f"seed{seed}" / name for seed in args.seeds]
+        for name in ("teacher", "baseline", *args.students)}, args.draws)
+    failed = run_jobs(jobs, args.out, slots(args.side_by_side))
+    print(f"\n{write_results(study, args.out)}\n\n{args.out}: results.md, results.json, gallery.png, comparison.html; "
           f"{(time.time() - started) / 60:.1f} minutes")
-    refuse_empty_comparison(metrics)
+    for name, reason in failed.items():
+        warn(f"{name}: {reason}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: see above; the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import report, table
-from reproduce import CPU, CUDA, INPUTS
+from reproduce import PRESETS
+from results import NETWORKS
 from utils import REPOSITORY, OneLineParser, UserError, at_least
 
 WAYS = {"float32": "--no-amp", "bfloat16": "--amp"}
@@ -43,10 +43,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=at_least(1), default=3, help="default: 3")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()
-    if not (args.demo / "weights/cmkd_adv.pth").is_file():
+    if not (args.demo / "seed0/cmkd_adv.pth").is_file():
         raise SystemExit(UserError(f"{args.demo} holds no finished demo: run `make demo` first, or name its folder"))
-    preset = CUDA if torch.cuda.is_available() else CPU
-    options = [*preset["train"], *preset["from_day"], "--epochs", preset["epochs"], "--init",
+    options = [*PRESETS["smoke"].train.split(), *PRESETS["smoke"].start.split(), "--init",
                args.demo / "pretrained/baseline.pth", "--data", args.demo / "data"]
     trained: dict[str, dict[str, list[float]]] = {method: {way: [] for way in WAYS} for method in METHODS}
     tested: dict[str, dict[str, float]] = {}
@@ -55,7 +54,7 @@ def main() -> None:
 
         def train(method: str, way: str, seed: int) -> float:
             home = Path(folder) / f"{method}-{way}-{seed}"
-            teacher = ["--teacher", args.demo / "weights/teacher.pth"] if "cmkd" in method else []
+            teacher = ["--teacher", args.demo / "seed0/teacher.pth"] if "cmkd" in method else []
             run([REPOSITORY / f"train_{method}.py", *options, *teacher, WAYS[way], "--seed", seed, "--out", home,
                  "--run-dir", home])
             bar.update()
@@ -65,11 +64,11 @@ def main() -> None:
                 for method in METHODS for seed in range(args.seeds) for way in WAYS}
         for (method, way, _), job in jobs.items():
             trained[method][way].append(job.result())
-        for name in INPUTS:
+        for name in NETWORKS:
             tested[name] = {}
             for way, option in WAYS.items():
                 file = Path(folder) / f"{name}-{way}.json"
-                run([REPOSITORY / "test.py", "--weights", args.demo / f"weights/{name}.pth", "--data",
+                run([REPOSITORY / "test.py", "--weights", args.demo / f"seed0/{name}.pth", "--data",
                      args.demo / "data", "--lists", "test_night", option, "--json", file])
                 tested[name][way] = json.loads(file.read_text(encoding="utf-8"))["metrics"]["test_night"][name]["AP"]
     rows = []

@@ -1,7 +1,7 @@
 """A pass over a validation list: ours against the published way, in turns, and whether both find the same.
 
     python benchmarks/evaluate_throughput.py --json runs/bench/evaluate_throughput.json
-    python benchmarks/evaluate_throughput.py --weights runs/demo/weights/teacher.pth --data runs/demo/data
+    python benchmarks/evaluate_throughput.py --weights runs/demo/seed0/teacher.pth --data runs/demo/data
 
 Without `--weights`, a ResNet-50 of random weights on simulated frames of the published size: the same work, and boxes
 enough to compare, but no AP. The published way takes one frame after another in float32; ours is `engine.predict`, in

@@ -13,7 +13,6 @@ from pycocotools.coco import COCO
 from dataset import FOLDERS, SeeingThroughFog, TrainingBatches
 from evaluation import coco_metrics, finite, miss_metrics
 from models import build_detector
-from reproduce import gap_closed, results_table
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -242,21 +241,6 @@ def test_help_gives_the_published_values():
     text = run_script("train_cmkd_adv.py", "--help").stdout
     for value in ("published: 100", "published: 0.005", "published: 0.3", "published: 500", "published: coco"):
         assert value in " ".join(text.split())
-
-
-def test_share_of_the_gap():
-    assert gap_closed(24.2, 22.5, 25.8) == "52 %"  # the paper's own val figures
-    assert gap_closed(25.4, 24.2, 27.5) == "36 %"
-    assert gap_closed(1.0, 2.0, 2.0) == "no gap"
-
-
-def test_results_table():
-    values = {"teacher": 0.3, "baseline": 0.2, "cmkd_mse": 0.25, "cmkd_adv": 0.19}
-    metrics = {name: {one: {"AP": ap, "AP50": 2 * ap} for one in ("val_night", "test_night")}
-               for name, ap in values.items()}
-    rows = results_table(metrics).splitlines()
-    assert rows[4] == "| cmkd_mse | RGB | 25.0 | 50.0 | 25.0 | 50.0 | 50 % | 50 % |"
-    assert rows[5].endswith("| -10 % | -10 % |")
 
 
 def test_ignore_regions_from_training_to_evaluation(synthetic, copy_of, tmp_path):

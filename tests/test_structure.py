@@ -45,7 +45,9 @@ MAY_IMPORT = {
     "deployable": {"models"},
     "exported": {"models", "utils"},
     "export": ROOMS | {"deployable", "exported"},
-    "reproduce": ROOMS,
+    "jobs": {"utils"},
+    "results": {"comparison", "curves", "dataset", "evaluation", "score_files", "scoring", "utils"},
+    "reproduce": ROOMS | {"jobs", "results"},
     "trials": ROOMS,
     **dict.fromkeys(TRAIN_SCRIPTS, ROOMS),
 }
