@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--box-weight", type=non_negative_float, default=0.0)
     parser.add_argument("--hallucinate-weight", type=non_negative_float, default=0.0)
     parser.add_argument("--average", type=non_negative_float, default=0.0)
+    parser.add_argument("--fold-stem", action="store_true",
+                        help="with --init TEACHER: its kernels for gated slices are added to those for RGB, so that a "
+                             "grey picture has the same response")
     parser.add_argument("--adapt", action="store_true", help="a learned 1x1 convolution before the comparison")
     parser.add_argument("--feature-levels", nargs="+", choices=LEVELS, default=LEVELS)
     args = parser.parse_args()
@@ -85,6 +88,10 @@ def main() -> None:
         min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
         compiled=args.compile).to(args.device)
     teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
+    if args.fold_stem:
+        kernels = teacher.backbone.body.conv1.weight
+        with torch.no_grad():
+            student.backbone.body.conv1.weight.copy_(kernels[:, :3] + kernels[:, 3:].sum(dim=1, keepdim=True) / 3)
     hallucinator = nn.Sequential(nn.Conv2d(FEATURE_CHANNELS, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 3, 1))
     adapters = nn.ModuleDict({level: nn.Conv2d(FEATURE_CHANNELS, FEATURE_CHANNELS, 1) for level in LEVELS})
     for adapter in adapters.values():
