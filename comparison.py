@@ -1,7 +1,8 @@
 """Several detectors on the same frames: what each scores, and whether a difference is more than the frames' chance.
 
 Boxes are matched once, by pycocotools. Then frames are drawn again and again with replacement, the same ones for every
-detector (paired), and all numbers computed from the matches that stand: 95 % of the draws lie in the interval.
+detector (paired), and all numbers computed from the matches that stand: 95 % of the draws lie in the interval. Where
+each detector was trained several times, trainings are drawn too.
 """
 
 import contextlib
@@ -85,16 +86,16 @@ class Detected:
         }.items()}
 
 
-def mean_scores(runs: list[Detected], times: np.ndarray | None = None) -> dict[str, float]:
-    """The mean of each score over the runs in which it is defined."""
-    scores = [run.scores(times) for run in runs]
+def mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each score over those in which it is defined."""
     return {name: mean_of_defined([one[name] for one in scores]) for name in HIGHER_IS_BETTER}
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the draws in which a value is defined; NaN where it never is."""
+    """The middle 95 % of the draws; NaN where a value is undefined in more than 2.5 % of them, as the interval's end
+    could lie there."""
     defined = values[np.isfinite(values)]
-    if not len(defined):
+    if len(defined) < 0.975 * len(values):
         return math.nan, math.nan
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
@@ -106,18 +107,22 @@ def compare(ground_truth: dict[str, list], runs: dict[str, list[list[dict[str, A
     where there is a teacher, the share of the way from baseline to teacher, `gap_closed`, with its interval.
 
     `runs` are the COCO results of each detector, once for each time that it was trained, of which a score is the mean;
-    `baseline` and `teacher` are two of its keys. The same draws of frames serve every detector. A gap that a draw does
-    not have (a teacher that is no better) leaves its share undefined there.
+    `baseline` and `teacher` are two of its keys. The same draws of frames serve every detector, and the same draws of
+    places in its list of trainings, which therefore stand for one seed each. A gap that a draw does not have (a teacher
+    that is no better) leaves its share undefined there.
     """
     detected = {name: [Detected(ground_truth, results) for results in found] for name, found in runs.items()}
     frames = len(ground_truth["images"])
     random = np.random.default_rng(seed)
-    whole = {name: mean_scores(found) for name, found in detected.items()}
+    [trainings] = {len(found) for found in runs.values()}
+    whole = {name: mean_scores([one.scores() for one in found]) for name, found in detected.items()}
     draws = {name: {score: np.empty(samples) for score in HIGHER_IS_BETTER} for name in detected}
     for sample in tqdm(range(samples), "drawing frames", unit="draw", leave=False, disable=None):
         times = random.multinomial(frames, np.full(frames, 1 / frames)).astype(float)
+        places = random.integers(trainings, size=trainings) if trainings > 1 else [0]
         for name, found in detected.items():
-            for score, value in mean_scores(found, times).items():
+            scores = {place: found[place].scores(times) for place in set(places)}
+            for score, value in mean_scores([scores[place] for place in places]).items():
                 draws[name][score][sample] = value
 
     def gap_closed(value: Any, base: Any, top: Any, higher: bool) -> np.ndarray:

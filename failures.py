@@ -104,13 +104,12 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
 
-    def obey(self, place: str) -> None:
+    def obey(self, place: str, to_go_on: str = "pass the same options and --resume to go on") -> None:
         """End the program with the signal's exit code and a line that says how to go on. A process that was not sent
         it itself, as others were, ends by SIGTERM's."""
         number = signal.Signals(self.signal or signal.SIGTERM)
         if distributed.rank() == 0:
-            print(f"stopped by {number.name} {place}; everything is saved: pass the same options and --resume to go on",
-                  file=sys.stderr)
+            print(f"stopped by {number.name} {place}; everything is saved: {to_go_on}", file=sys.stderr)
         leave(128 + number)
 
 

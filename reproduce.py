@@ -21,13 +21,13 @@ from dataset import SeeingThroughFog
 from failures import run
 from jobs import Job, run_jobs, slots
 from results import NETWORKS, Study, write_results
-from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, warn
+from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, training_parser, warn
 
 STUDENTS = tuple(name for name in NETWORKS if name.startswith("cmkd"))
 TRAIN_LIST, VAL_LIST, TEST_LIST = "train_night", "val_night", "test_night"
-# Options of the train scripts that may replace the preset's; pretraining has rates and batches of its own.
-FOR_ALL = ("backbone", "min-size", "max-size", "epochs", "classes", "ignore")
-FOR_COMPARED = ("init", "stem", "batch-size", "lr")
+# Options of the train scripts that may replace the preset's. Pretraining has only the first: its frames are simulated.
+FOR_ALL = ("backbone", "min-size", "max-size")
+FOR_COMPARED = ("init", "stem", "epochs", "batch-size", "lr", "classes", "ignore")
 LISTS = ("classes", "ignore")
 
 
@@ -59,7 +59,7 @@ PRESETS = {
                   pretrain="--init none --lr 0.02",
                   train="--min-size 384 --batch-size 8 --flip --cache ram --epochs 12",
                   start="--stem inflate --lr 0.01"),
-    "paper": Preset(train="", start="", needs_cuda=True),
+    "paper": Preset(train="--no-amp", start="", needs_cuda=True),
 }
 
 
@@ -118,6 +118,7 @@ def training(name: str, seed: int, args: argparse.Namespace, preset: Preset, bef
     """Train a network with a seed, and test it."""
     folder, data, title = args.out / f"seed{seed}", str(args.data or args.out / "data"), f"seed{seed}/{name}"
     weights, needs = folder / f"{name}.pth", [job.name for job in before]
+    amp = ["--no-amp"] if "--no-amp" in preset.train else []
     options = [*preset.train.split(), *given(args, FOR_ALL), *preset.start.split(), *given(args, FOR_COMPARED)]
     if "pretrained" in needs:
         options += ["--init", str(args.out / "pretrained/baseline.pth")]
@@ -128,47 +129,66 @@ def training(name: str, seed: int, args: argparse.Namespace, preset: Preset, bef
                         args.val_list, *options, "--seed", str(seed), "--resume", "--out", str(folder), "--run-dir",
                         str(folder / name)], weights, tuple(needs))
     test = Job(f"test/{title}", ["test.py", "--weights", str(weights), "--data", data, "--lists", args.val_list,
-                                 args.test_list, "--conditions", "--workers", "0", "--json",
+                                 args.test_list, "--conditions", "--workers", "0", *amp, "--json",
                                  str(folder / name / "scores.json"), "--save-detections",
-                                 str(folder / name / "detections.json")], folder / name / "scores.json", (title,))
+                                 str(folder / name / "detections.json")], folder / name / "scores.json", (title,),
+               repeatable=True)
     return train, test
 
 
-def plan(args: argparse.Namespace, preset: Preset) -> list[Job]:
-    """All jobs, those that others need first; at the end the pictures of the first seed."""
-    names, first = ("teacher", "baseline", *args.students), f"seed{args.seeds[0]}"
-    before = preparation(args, preset)
-    jobs = [*before, *(job for name in names for seed in args.seeds
-                       for job in training(name, seed, args, preset, before))]
-    pictures = Job("pictures", [
+def pictures(args: argparse.Namespace, names: list[str]) -> Job:
+    """Who sees whom, of the first seed's networks."""
+    folder = args.out / f"seed{args.seeds[0]}"
+    return Job("pictures", [
         "visualize.py", "--data", str(args.data or args.out / "data"), "--list", args.test_list, "--workers", "0",
         "--out", str(args.out / "gallery.png"), "--html", str(args.out / "comparison.html"), "--draws", "300",
-        "--compare", *(str(args.out / first / f"{name}.pth") for name in names)], args.out / "gallery.png",
-        tuple(f"{first}/{name}" for name in names))
-    return [*jobs, pictures]
+        "--compare", *(str(folder / f"{name}.pth") for name in names)], args.out / "gallery.png", repeatable=True)
+
+
+def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job]) -> None:
+    """Raise `UserError` for what would be found out hours later."""
+    if preset.needs_cuda and not torch.cuda.is_available():
+        raise UserError(f"--preset {args.preset} takes days without a GPU, and torch sees none: pass --preset cpu")
+    if not preset.nights and not args.data:
+        raise UserError(f"--preset {args.preset} simulates nothing: pass --data FOLDER")
+    if args.val_list == args.test_list:
+        raise UserError(f"--val-list and --test-list are both {args.val_list}: the list that chooses the weights "
+                        "cannot judge them")
+    for option, values in (("seeds", args.seeds), ("students", args.students)):
+        if len(set(values)) < len(values):
+            raise UserError(f"--{option} names one twice: name each once")
+    if args.init and args.init not in ("coco", "imagenet", "none") and not Path(args.init).is_file():
+        raise UserError(f"--init {args.init} is missing: name coco, imagenet, none or a file")
+    for job in jobs:
+        if job.arguments[0].startswith("train_"):
+            options = [word for word in job.arguments[1:] if word != "--teacher" and not word.endswith("teacher.pth")]
+            training_parser(job.name, "").parse_args(options)
+    for one in (args.train_list, args.val_list, args.test_list) if args.data else ():
+        frames = SeeingThroughFog(args.data, one, "rgb+gated", args.classes or DEFAULT_CLASSES, args.ignore)
+        if not frames.has_boxes:
+            raise UserError(f"{frames.list_file}: no frame has a box of these classes: name another list or other "
+                            "--classes")
 
 
 def main() -> None:
     args = parse_arguments()
     preset, started = PRESETS[args.preset], time.time()
-    if preset.needs_cuda and not torch.cuda.is_available():
-        raise UserError(f"--preset {args.preset} takes days without a GPU, and torch sees none: pass --preset cpu")
-    if not preset.nights and not args.data:
-        raise UserError(f"--preset {args.preset} simulates nothing: pass --data FOLDER")
-    if len(set(args.seeds)) < len(args.seeds):
-        raise UserError("--seeds names one twice: name each once")
-    if args.data:
-        for one in (args.train_list, args.val_list, args.test_list):
-            SeeingThroughFog(args.data, one, "rgb+gated", args.classes or DEFAULT_CLASSES, args.ignore)
-    jobs = plan(args, preset)
-    study = Study(args.data or args.out / "data", [args.val_list, args.test_list], {
-        name: [args.out / f"seed{seed}" / name for seed in args.seeds]
-        for name in ("teacher", "baseline", *args.students)}, args.draws)
+    names, before = ["teacher", "baseline", *args.students], preparation(args, preset)
+    pairs = {(name, seed): training(name, seed, args, preset, before) for name in names for seed in args.seeds}
+    jobs = [*before, *(job for pair in pairs.values() for job in pair)]
+    refuse_impossible(args, preset, jobs)
     failed = run_jobs(jobs, args.out, slots(args.side_by_side))
-    print(f"\n{write_results(study, args.out)}\n\n{args.out}: results.md, results.json, gallery.png, comparison.html; "
-          f"{(time.time() - started) / 60:.1f} minutes")
+    trained = [name for name in names if pairs[name, args.seeds[0]][0].name not in failed]
+    if trained:
+        failed |= run_jobs([pictures(args, trained)], args.out, [{}])
     for name, reason in failed.items():
         warn(f"{name}: {reason}")
+
+    finished = {name: {seed: args.out / f"seed{seed}" / name for seed in args.seeds
+                       if pairs[name, seed][1].name not in failed} for name in names}
+    study = Study(args.data or args.out / "data", args.val_list, args.test_list, args.seeds, finished, args.draws)
+    print(f"\n{write_results(study, args.out)}\n\n{args.out}: results.md, results.json, comparison.html, pictures; "
+          f"{(time.time() - started) / 60:.1f} minutes")
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: see above; the same command tries them again")
 

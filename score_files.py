@@ -87,7 +87,8 @@ def comparison_rows(table: dict[str, dict[str, Any]], baseline: str) -> list[lis
     def cell(one: dict[str, Any], what: str) -> str:
         value, (low, high) = one[what], one["interval" if what == "value" else f"{what}_interval"]
         sign = "+" if what == "difference" else ""
-        return f"{100 * value:{sign}.1f} [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(value) else "-"
+        edges = f" [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(low) else ""
+        return f"{100 * value:{sign}.1f}{edges}" if math.isfinite(value) else "-"
 
     has_teacher = any("gap_closed" in scores["AP"] for scores in table.values())
     rows = [["model", *HIGHER_IS_BETTER, f"AP - {baseline}", f"MR - {baseline}",

@@ -97,24 +97,27 @@ def test_gap_closed_and_paired_intervals():
 
 
 def test_seeds_are_pooled():
-    """The gap that is closed is that of the means over the runs, not the mean of the runs' shares; frames are drawn
-    for all runs together."""
+    """The gap that is closed is that of the means over the trainings, not the mean of their shares."""
     content, teacher = random_case(2, 40)
-    baselines = [random_case(noise, 40)[1] for noise in (9, 14)]
-    students = [random_case(noise, 40)[1] for noise in (4, 6)]
-    table = compare(content, {"teacher": [teacher], "baseline": baselines, "student": students}, "baseline", "teacher",
-                    50)
-    top, *others = (coco_metrics(content, found)["AP"] for found in (teacher, *baselines, *students))
-    base, mean = np.mean(others[:2]), np.mean(others[2:])
-    assert table["student"]["AP"]["value"] == pytest.approx(mean)
-    assert table["student"]["AP"]["gap_closed"] == pytest.approx((mean - base) / (top - base))
-    alone = compare(content, {"teacher": [teacher], "baseline": baselines[:1], "student": students[:1]}, "baseline",
-                    "teacher", 50)
-    twice = compare(content, {"teacher": [teacher], "baseline": baselines[:1] * 2, "student": students[:1] * 2},
-                    "baseline", "teacher", 50)
-    for name, numbers in alone.items():
-        for which, values in numbers.items():
-            assert twice[name][which]["interval"] == pytest.approx(values["interval"], nan_ok=True)
+    runs = {"teacher": [teacher] * 2, "baseline": [random_case(noise, 40)[1] for noise in (9, 14)],
+            "student": [random_case(noise, 40)[1] for noise in (4, 6)]}
+    table = compare(content, runs, "baseline", "teacher", 50)
+    means = {name: np.mean([coco_metrics(content, found)["AP"] for found in by_seed]) for name, by_seed in runs.items()}
+    assert table["student"]["AP"]["value"] == pytest.approx(means["student"])
+    assert table["student"]["AP"]["gap_closed"] == pytest.approx(
+        (means["student"] - means["baseline"]) / (means["teacher"] - means["baseline"]))
+
+
+def test_trainings_are_drawn_in_pairs():
+    """Trainings that differ make the interval wide; a student that is its seed's baseline differs by nothing."""
+    content, good = random_case(2, 40)
+    _, bad = random_case(14, 40)
+    table = compare(content, {"baseline": [good, bad], "student": [good, bad], "good": [good, good]}, "baseline", None,
+                    200)
+    low, high = table["baseline"]["AP"]["interval"]
+    assert low < coco_metrics(content, bad)["AP"] + 0.1 < coco_metrics(content, good)["AP"] - 0.1 < high
+    assert np.subtract(*table["good"]["AP"]["interval"]) > (low - high) / 2
+    assert table["student"]["AP"]["difference_interval"] == (0.0, 0.0)
 
 
 def test_the_same_seed_draws_the_same_frames():
@@ -139,7 +142,12 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
 
 
 def test_what_is_not_defined():
-    assert all(map(math.isnan, interval(np.array([math.nan, math.nan]))))
+    """An interval whose end could lie in the draws without a value has none."""
+    values = np.arange(1000.0)
+    values[:25] = math.nan
+    assert interval(values)[1] < 999
+    values[25] = math.nan
+    assert all(map(math.isnan, interval(values)))
     content, results = random_case(6)
     table = compare(content, once({"teacher": results, "baseline": results}), "baseline", "teacher", 20)
     assert math.isnan(table["teacher"]["AP"]["gap_closed"])

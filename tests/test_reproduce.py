@@ -3,17 +3,24 @@
 import json
 import math
 import statistics
+import subprocess
+import sys
+import threading
+import time
 
+import numpy as np
 import pytest
 import torch
-from conftest import run_script, the_error
+from conftest import ROOT, run_script, the_error
 from PIL import Image
 
 import jobs
+import reproduce
+from failures import run
 from jobs import Job, run_jobs, slots
 from layout import condition_lists
 from reproduce import PRESETS
-from results import Study, gap_cell, mean_and_deviation, results_rows
+from results import Study, gap_cell, mean_and_deviation, results_rows, write_results
 from utils import UserError, training_parser
 
 NETWORKS = ("teacher", "baseline", "cmkd_mse")
@@ -26,24 +33,29 @@ def study(synthetic, tmp_path_factory):
     command = ["reproduce.py", "--data", synthetic, "--out", out, "--seeds", 3, 5, "--students", "cmkd_mse", "--init",
                "none", "--min-size", 64, "--epochs", 1, "--draws", 20]
     (out / "seed5").mkdir(parents=True)
+    (out / "jobs.json").write_text("{}")
     (out / "seed5/cmkd_mse").write_text("in the way")
     first = run_script(*command, expect=2)
-    first_table = (out / "results.md").read_text()
+    first_table, first_results = (out / "results.md").read_text(), json.loads((out / "results.json").read_text())
     (out / "seed5/cmkd_mse").unlink()
-    return first, first_table, run_script(*command), out, command
+    return first, first_table, first_results, run_script(*command), out, command
 
 
 def test_what_fails_leaves_a_hole(study):
-    first, table, *_ = study
+    """The gap is that of the seed which all networks have."""
+    first, table, results, *_ = study
     errors = first.stderr.strip().splitlines()
-    assert any(line.startswith("warning: seed5/cmkd_mse: ") and "cmkd_mse" in line for line in errors)
+    assert any(line.startswith("warning: seed5/cmkd_mse: ") and "cannot be written" in line for line in errors)
     assert "warning: test/seed5/cmkd_mse: there is no seed5/cmkd_mse" in errors
-    assert errors[-1].startswith("reproduce.py: error: 2 of 13 jobs failed")
-    assert [row.split(" | ")[2] for row in table.splitlines()[2:]] == ["2", "2", "1 of 2"]
+    assert errors[-1].startswith("reproduce.py: error: 2 of 12 jobs failed")
+    assert [row.split(" | ")[2] for row in table.splitlines()[2:5]] == ["2", "2", "1 of 2"]
+    for name in NETWORKS:
+        seed3 = results["runs"][name]["3"]["metrics"]["val_night"]["AP"]
+        assert results["comparison"]["val_night"][name]["AP"]["value"] == pytest.approx(seed3, abs=1e-12)
 
 
 def test_what_is_done_is_not_done_again(study):
-    _, _, second, out, _ = study
+    *_, second, out, _ = study
     started = [line for line in second.stdout.splitlines() if line.startswith("$ python ")]
     assert [line.split()[2] for line in started] == ["train_cmkd_mse.py", "test.py"]
     assert all("seed5" in line for line in started)
@@ -65,18 +77,28 @@ def test_the_table_is_that_of_the_runs(study, synthetic):
     row = (out / "results.md").read_text().splitlines()[4].strip("| ").split(" | ")
     assert row[:3] == ["cmkd_mse", "RGB", "2"]
     assert row[3].startswith(f"{100 * values['cmkd_mse', 'val_night']:.1f} ± ")
+    shares = [results["comparison"][one]["cmkd_mse"]["AP"]["gap_closed"] for one in ("val_night", "test_night")]
+    gaps = [values["teacher", one] - values["baseline", one] for one in ("val_night", "test_night")]
+    for cell, share, gap, one in zip(row[8:10], shares, gaps, ("val_night", "test_night"), strict=True):
+        if gap > 0:
+            assert share == pytest.approx((values["cmkd_mse", one] - values["baseline", one]) / gap)
+            assert cell.startswith(f"{100 * share:.0f} %")
+        else:
+            assert (share, cell) == (None, "-")
     log = [json.loads(line) for line in (out / "seed3/teacher/log.jsonl").read_text().splitlines()]
-    assert results["runs"]["teacher"]["seed3"]["minutes"] == pytest.approx(
+    assert results["runs"]["teacher"]["3"]["minutes"] == pytest.approx(
         (log[-1]["train_seconds"] + log[-1]["val_seconds"]) / 60)
-    assert results["runs"]["teacher"]["seed3"]["epochs"] == 1
+    assert results["runs"]["teacher"]["3"]["epoch"] == 1
     lists = ("val_night", "test_night")
     assert set(results["comparison"]) == {*lists, *(each for one in lists for each in condition_lists(synthetic, one))}
 
 
 def test_the_pictures(study):
     *_, out, _ = study
-    assert min(Image.open(out / "results.png").size) > 300
-    assert "seed" in (out / "comparison.html").read_text()
+    picture = np.asarray(Image.open(out / "results.png").convert("RGB"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100  # bars of three hues, not axes alone
+    page = (out / "comparison.html").read_text()
+    assert all(f"<figcaption>{name}, " in page for name in NETWORKS)
     assert Image.open(out / "gallery.png").width > 300
 
 
@@ -103,44 +125,131 @@ def test_other_settings_are_refused(study):
 @pytest.mark.parametrize(("options", "part"), [
     (["--preset", "paper", "--data", "nowhere"], "without a GPU"),
     (["--data", "nowhere"], "nowhere/train_night.txt is missing"),
-    (["--seeds", 1, 1], "--seeds names one twice"),
+    (["--seeds", "1", "1"], "--seeds names one twice"),
+    (["--students", "cmkd_mse", "cmkd_mse"], "--students names one twice"),
     (["--students", "cmkd"], "invalid choice: 'cmkd'"),
+    (["--lr", "0,005"], "argument --lr: '0,005'"),
+    (["--stem", "inflat"], "argument --stem: invalid choice"),
+    (["--init", "no.pth"], "--init no.pth is missing"),
+    (["--test-list", "val_night"], "cannot judge them"),
 ])
-def test_bad_input(tmp_path, options, part):
-    assert part in the_error(run_script("reproduce.py", "--out", tmp_path / "out", *options, expect=2))
+def test_bad_input(tmp_path, monkeypatch, capsys, options, part):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--out", str(tmp_path / "out"), *options])
+    with pytest.raises(SystemExit) as ending:
+        run(reproduce.main)
+    assert ending.value.code == 2
+    assert part in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_record_that_is_none(tmp_path):
-    (tmp_path / "jobs.json").write_text("[]")
-    with pytest.raises(UserError, match="is no record of jobs"):
-        run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, slots(1))
+def test_own_classes_are_not_looked_for_in_simulated_days(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--data", "d", "--classes", "Deer,Moose", "--epochs", "3"])
+    args = reproduce.parse_arguments()
+    days, pretrained = reproduce.preparation(args, PRESETS["smoke"])
+    assert (days.name, "--classes" in pretrained.arguments, "3" in pretrained.arguments) == ("days", False, False)
+    train, _ = reproduce.training("baseline", 0, args, PRESETS["smoke"], [pretrained])
+    assert train.arguments[train.arguments.index("--classes") + 1] == "Deer,Moose"
+    assert train.needs == ("pretrained",)
 
 
-def test_jobs_wait_for_what_they_need(tmp_path, monkeypatch):
-    """Two at once, none before what it needs, none twice in an environment, failures passed on, the rest done."""
-    order, busy = [], set()
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """Stands for the repository: a folder whose scripts are real processes."""
+    home = tmp_path / "scripts"
+    home.mkdir()
+    (home / "write.py").write_text("import pathlib, sys\npathlib.Path(sys.argv[1]).write_text('')")
+    (home / "nothing.py").write_text("")
+    (home / "killed.py").write_text("import os, sys\nprint('warning: a hint', file=sys.stderr, flush=True)\n"
+                                    "os.kill(os.getpid(), 9)")
+    (home / "wrong.py").write_text("import sys\nprint('wrong.py: error: it is wrong', file=sys.stderr)\n"
+                                   "print('a line of a library', file=sys.stderr)\nsys.exit(2)")
+    (home / "sleep.py").write_text("import pathlib, sys, time\npathlib.Path(sys.argv[1]).write_text('')\n"
+                                   "time.sleep(60)")
+    monkeypatch.setattr(jobs, "REPOSITORY", home)
+    return home
 
-    def call(job, out, environment, bar):
-        assert (key := environment["OMP_NUM_THREADS"]) not in busy
-        assert all(need in order for need in job.needs)
-        busy.add(key)
-        if job.name == "bad":
-            busy.remove(key)
-            raise UserError("no")
+
+def test_why_jobs_failed(tmp_path, scripts):
+    out = tmp_path / "out"
+    failed = run_jobs([Job(name, [f"{name}.py"], out / name) for name in ("nothing", "killed", "wrong")]
+                      + [Job("after", ["write.py", str(out / "after")], out / "after", ("killed",)),
+                         Job("write", ["write.py", str(out / "write")], out / "write")], out, slots(2))
+    assert "nothing was not made, though nothing.py found nothing wrong" in failed.pop("nothing")
+    assert failed.pop("killed").startswith("killed by SIGKILL, as the system does where memory is short")
+    assert failed.pop("wrong").startswith("wrong.py: error: it is wrong (")
+    assert failed == {"after": "there is no killed"}
+    assert (out / "write").exists()
+
+
+def test_what_is_removed_is_made_again_and_nothing_mixed(tmp_path, scripts):
+    """What was made of the old file is refused, what is quickly made is made again; other arguments likewise."""
+    out = tmp_path / "out"
+
+    def chain(*extra):
+        return [Job("a", ["write.py", str(out / "a"), *extra], out / "a"),
+                Job("b", ["write.py", str(out / "b")], out / "b", ("a",), repeatable=True),
+                Job("c", ["write.py", str(out / "c")], out / "c", ("a",))]
+
+    assert run_jobs(chain(), out, slots(1)) == {}
+    (out / "a").unlink()
+    with pytest.raises(UserError, match="c was made with another a than the one to be made now"):
+        run_jobs(chain(), out, slots(1))
+    (out / "c").unlink()
+    (out / "b").write_text("old")
+    assert run_jobs(chain(), out, slots(1)) == {}
+    assert (out / "b").read_text() == ""
+    with pytest.raises(UserError, match=r"other settings \(a: .*'new' here\)"):
+        run_jobs(chain("new"), out, slots(1))
+
+
+def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
+    """Both of two must be there for either to end; nothing runs beside a job that is alone."""
+    barrier, running = threading.Barrier(2, timeout=20), set()
+
+    def call(job, out, environment, bar, processes):
+        running.add(job.name)
+        assert not job.alone or running == {job.name}
+        if job.name in ("a", "b"):
+            assert environment["OMP_NUM_THREADS"]
+            barrier.wait()
+        if job.alone:
+            time.sleep(0.3)
+            assert running == {job.name}
         job.makes.write_text("")
-        order.append(job.name)
-        busy.remove(key)
+        running.remove(job.name)
 
     monkeypatch.setattr(jobs, "call", call)
-    needs = {"a": (), "bad": (), "b": ("a",), "after bad": ("bad",), "c": ("a", "b"), "after that": ("after bad",)}
-    all_jobs = [Job(name, [], tmp_path / name, one) for name, one in needs.items()]
-    failed = run_jobs(all_jobs, tmp_path, [{"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "2"}])
-    assert failed == {"bad": "no", "after bad": "there is no bad", "after that": "there is no after bad"}
-    assert order == ["a", "b", "c"]
-    (tmp_path / "b").unlink()  # what was made is gone: it is made again
-    run_jobs(all_jobs, tmp_path, slots(2))
-    assert order == ["a", "b", "c", "b"]
+    all_jobs = [Job(name, [], tmp_path / name, alone=name == "alone") for name in ("a", "b", "alone", "c")]
+    assert run_jobs(all_jobs, tmp_path / "out", slots(2)) == {}
+
+
+def test_sigterm_ends_the_jobs_and_says_how_to_go_on(tmp_path, scripts):
+    out = tmp_path / "out"
+    program = (f"import jobs, pathlib\njobs.REPOSITORY = pathlib.Path({str(scripts)!r})\n"
+               f"out = pathlib.Path({str(out)!r})\n"
+               "jobs.run_jobs([jobs.Job(n, ['sleep.py', str(out / n)], out / n) for n in 'abc'], out, jobs.slots(2))")
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                               stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not ((out / "a").exists() and (out / "b").exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with pytest.raises(UserError, match="is used by a call that still runs"):
+        run_jobs([Job("d", ["write.py", str(out / "d")], out / "d")], out, slots(1))
+    process.terminate()
+    _, errors = process.communicate(timeout=30)  # the jobs sleep for 60 s
+    assert process.returncode == 128 + 15
+    assert "stopped by SIGTERM with 0 of 3 jobs done; everything is saved: the same command goes on" in errors
+    assert not (out / "c").exists()
+
+
+def test_folders_that_are_none_of_ours(tmp_path):
+    (tmp_path / "results.md").write_text("mine")
+    with pytest.raises(UserError, match="holds something else than a study"):
+        run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, slots(1))
+    (tmp_path / "jobs.json").write_text('{"a": {"arguments": []}}')
+    with pytest.raises(UserError, match="is no record of jobs"):
+        run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, slots(1))
 
 
 def test_a_gpu_for_each(monkeypatch):
@@ -161,8 +270,18 @@ def test_cells():
 
 
 def test_a_network_without_a_run_is_a_row_of_dashes(tmp_path):
-    rows = results_rows(Study(tmp_path, ["v", "t"], {"teacher": [tmp_path], "baseline": []}, 1), {"teacher": {}}, {})
-    assert rows[1] == ["teacher", "RGB + gated", "0 of 1", *["-"] * 8]
+    study = Study(tmp_path, "v", "t", [0], {"teacher": {}}, 1)
+    assert results_rows(study, {"teacher": {}}, {})[1] == ["teacher", "RGB + gated", "0 of 1", *["-"] * 8]
+
+
+def test_runs_that_cannot_be_read_are_left_out(tmp_path, capsys):
+    """None is left: a table of dashes, no comparison."""
+    (tmp_path / "seed0/teacher").mkdir(parents=True)
+    (tmp_path / "seed0/teacher/log.jsonl").write_text("{damaged\n")
+    study = Study(tmp_path, "v", "t", [0], {"teacher": {0: tmp_path / "seed0/teacher"}}, 1)
+    assert "0 of 1" in write_results(study, tmp_path)
+    assert "log.jsonl:1: no record of a run" in capsys.readouterr().err
+    assert json.loads((tmp_path / "results.json").read_text())["comparison"] == {}
 
 
 def test_presets_have_options_that_the_scripts_take():
