@@ -170,6 +170,10 @@ class Detector(FasterRCNN):
         features = self.backbone(batch.tensors)
         return {level: features[level] for level in LEVELS}
 
+    def objectness(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """The region proposal network's logits `[B, anchors, h, w]` on each of the `features`, in float32."""
+        return self.rpn.head(list(features.values()))[0]
+
 
 def in_float32(outputs: Any) -> Any:
     """Tensors, and what is nested of them in lists and tuples, as float32."""
@@ -196,7 +200,7 @@ def build_detector(channels: int, num_classes: int, backbone: str = "resnet50", 
     `init`: `coco` (resnet50 only), `imagenet` (backbone only), `none`, or a checkpoint file. Pretrained networks get
     FrozenBatchNorm with eps 0.0, as torchvision gives its COCO weights; a network from random weights gets a trainable
     norm. `stem`: `reinit` re-initialises the first convolution whatever its shape (as published); `inflate` keeps the
-    pretrained RGB kernels and gives each gated channel their mean. What could not be kept is printed.
+    pretrained kernels and makes those for other channels of them (`inflate`). What could not be kept is printed.
     Raises `WeightsError`.
     """
     if backbone not in BACKBONES:
@@ -372,10 +376,14 @@ def freeze_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def inflate(kernels: Tensor, channels: int) -> Tensor:
-    """RGB kernels `[64, 3, 7, 7]` -> `[64, channels, 7, 7]`: each gated channel gets their mean over R, G and B."""
+    """Kernels `[64, C, 7, 7]` -> `[64, channels, 7, 7]`. From RGB to more, each gated channel gets the mean over R, G
+    and B. From more to RGB, each of R, G and B gets a third of the gated channels' sum, so that a picture that is the
+    same in all channels keeps its response."""
     if kernels.shape[1] == channels:
         return kernels
-    rgb = kernels[:, :3]
+    rgb, gated = kernels.tensor_split([3], dim=1)
+    if channels == 3:
+        return rgb + gated.sum(dim=1, keepdim=True) / 3
     return torch.cat([rgb, rgb.mean(dim=1, keepdim=True).expand(-1, channels - 3, -1, -1)], dim=1)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -282,11 +283,29 @@ def test_inflate_keeps_rgb_and_gives_each_slice_the_mean(tmp_path):
         torch.testing.assert_close(stem[:, channel], source[STEM].mean(dim=1))
 
 
-@pytest.mark.parametrize("channels", [3, 6])
-def test_inflate_from_six_channels(tmp_path, channels):
+def test_inflate_from_six_channels(tmp_path):
+    """To six they stay; folded to three, they give a picture that is the same in all channels the same response."""
     source = small(6, "frozen").state_dict()
-    stem = build_detector(channels, 2, "resnet18", str(saved(tmp_path, source)), "inflate", min_size=64).state_dict()
-    assert torch.equal(stem[STEM], source[STEM][:, :channels])
+    file = str(saved(tmp_path, source))
+    assert torch.equal(build_detector(6, 2, "resnet18", file, "inflate", min_size=64).state_dict()[STEM], source[STEM])
+    stem = build_detector(3, 2, "resnet18", file, "inflate", min_size=64).state_dict()[STEM]
+    grey = torch.randn(1, 1, 20, 20)
+    torch.testing.assert_close(conv2d(grey.expand(-1, 3, -1, -1), stem),
+                               conv2d(grey.expand(-1, 6, -1, -1), source[STEM]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(stem[:, 0] - stem[:, 2], source[STEM][:, 0] - source[STEM][:, 2])
+
+
+def test_objectness_is_what_proposals_are_made_of():
+    detector = small(3, "frozen").eval()
+    seen = []
+    detector.rpn.head.register_forward_hook(lambda _, __, outputs: seen.append(outputs[0]))
+    images = frames(count=2, size=(64, 96))
+    with torch.no_grad():
+        detector(images)
+        own = detector.objectness(detector.features(images))
+    assert [tuple(level.shape) for level in own] == [(2, 3, 16, 24), (2, 3, 8, 12), (2, 3, 4, 6), (2, 3, 2, 3)]
+    for level, expected in zip(own, seen[0], strict=False):
+        torch.testing.assert_close(level, expected)
 
 
 def test_one_value_per_channel_says_what_to_do():
