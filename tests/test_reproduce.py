@@ -113,6 +113,28 @@ def test_seeds_differ_and_options_reach_the_scripts(study):
     assert arguments["rois"] == 32  # the preset's
 
 
+def test_ablations_vary_runs_of_the_study(study, tmp_path):
+    """One option more, or other slices in the three places; compared with the study's run of that seed."""
+    *_, out, _ = study
+    names = ("mse 5", "teacher, slice 2 alone")
+    run_script("benchmarks/ablations.py", "--study", out, "--seeds", 3, "--only", *names, "--json", tmp_path / "a.json")
+    figures = json.loads((tmp_path / "a.json").read_text())
+    for name, reference in zip(names, ("cmkd_mse", "teacher"), strict=True):
+        weights = out / "ablations" / name.replace(",", "").replace(" ", "_") / f"seed3/{reference}.json"
+        varied, original = (json.loads(file.read_text())
+                            for file in (weights, out / f"seed3/{reference}.json"))
+        differ = {key for key, value in varied["arguments"].items() if value != original["arguments"][key]}
+        assert differ == {"out", "run_dir", "mse_weight" if name == "mse 5" else "data"}
+        assert figures[name]["val_AP"] == [100 * varied["val"]["AP"]]
+        assert figures[name][f"val_AP of {reference}"] == [100 * original["val"]["AP"]]
+    assert varied["val"] != original["val"]
+    linked = out / "slices222"
+    assert (linked / "gated0").resolve() == (linked / "gated2").resolve() != (linked / "images").resolve()
+    assert "| gated slices | teacher, slice 2 alone | teacher |" in (tmp_path / "a.md").read_text()
+    error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 4, "--only", "mse 5", expect=2))
+    assert "no finished seed4/cmkd_mse" in error
+
+
 def test_other_settings_are_refused(study):
     *_, out, command = study
     before = (out / "results.md").read_bytes(), (out / "jobs.json").read_bytes()
