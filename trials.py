@@ -7,6 +7,7 @@ features       mean over P2..P5 of 1 - Pearson's r of each channel with the teac
 response       focal cross-entropy of the RPN's objectness with the teacher's (`--response-weight`)
 boxes          KL divergence of the box head's classes from the teacher's on the teacher's proposals (`--box-weight`)
 hallucination  mean absolute error of the gated slices, predicted from P2 by a head that only training has
+`--features level_mse` divides each level's error by the teacher's variance, `adv` is CMKD-Adv, with a warm-up
 `--average`    what is validated and saved is the moving average of the student (mean teacher)
 """
 
@@ -21,7 +22,16 @@ from torch.optim import SGD
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit, report_teacher
 from failures import run
-from models import FEATURE_CHANNELS, LEVELS, WeightsError, build_detector, load_teacher, unit_range
+from models import (
+    FEATURE_CHANNELS,
+    LEVELS,
+    WeightsError,
+    build_detector,
+    build_discriminators,
+    load_teacher,
+    reverse_gradient,
+    unit_range,
+)
 from utils import non_negative_float, seed_everything, training_parser
 
 
@@ -61,9 +71,13 @@ def objectness(detector: nn.Module, features: dict[str, Tensor]) -> list[Tensor]
 def main() -> None:
     parser = training_parser("cmkd_plus", __doc__)
     parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"))
-    parser.add_argument("--features", choices=["pkd", "mse"], default="pkd")
+    parser.add_argument("--features", choices=["pkd", "mse", "level_mse", "adv"], default="pkd")
     parser.add_argument("--feature-weight", type=non_negative_float, default=1.0)
     parser.add_argument("--focus", type=non_negative_float, default=0.0)
+    parser.add_argument("--disagreement", action="store_true",
+                        help="--focus on the places where the two networks' objectness differs")
+    parser.add_argument("--adv-weight", type=non_negative_float, default=0.3)
+    parser.add_argument("--warm-up-epochs", type=non_negative_float, default=0.0, help="the reversal's weight grows")
     parser.add_argument("--response-weight", type=non_negative_float, default=0.0)
     parser.add_argument("--box-weight", type=non_negative_float, default=0.0)
     parser.add_argument("--hallucinate-weight", type=non_negative_float, default=0.0)
@@ -96,12 +110,32 @@ def main() -> None:
     adapters = nn.ModuleDict({level: nn.Conv2d(FEATURE_CHANNELS, FEATURE_CHANNELS, 1) for level in LEVELS})
     for adapter in adapters.values():
         nn.init.dirac_(adapter.weight)
+    discriminators = build_discriminators().to(args.device)
+    steps, accuracies = 0, []
     averaged = copy.deepcopy(student).requires_grad_(False) if args.average else student
 
     @torch.no_grad()
     def follow() -> None:
         for own, other in zip(averaged.parameters(), student.parameters(), strict=True):
             own.lerp_(other, 1 - args.average)
+
+    def domain_bce(student_features: dict[str, Tensor], teacher_features: dict[str, Tensor]) -> Tensor:
+        nonlocal steps
+        steps += 1
+        ramp = min(1.0, steps / max(1.0, args.warm_up_epochs * len(train_loader)))
+        losses = []
+        for level in student_features:
+            logits = torch.cat([
+                discriminators[level](reverse_gradient(student_features[level], ramp * args.adv_weight)),
+                discriminators[level](teacher_features[level])]).float()
+            domains = (torch.arange(len(logits), device=logits.device) >= len(logits) / 2).float()[:, None]
+            losses.append(binary_cross_entropy_with_logits(logits, domains))
+            accuracies.append(((logits > 0) == (domains > 0)).float().mean().item())
+        if steps % 50 == 0:
+            by_level = torch.tensor(accuracies).view(-1, len(student_features)).mean(dim=0)
+            print(f"step {steps}: discriminators right {[round(one, 2) for one in by_level.tolist()]}")
+            accuracies.clear()
+        return torch.stack(losses).mean()
 
     def compute_losses(batch: Batch) -> dict[str, Tensor]:
         if args.average:
@@ -113,8 +147,12 @@ def main() -> None:
             maps = teacher.backbone(whole.tensors)
             teacher_features = {level: maps[level] for level in LEVELS}
             teacher_logits = objectness(teacher, teacher_features)
-            importance = {level: 1 + args.focus * logits.sigmoid().amax(dim=1, keepdim=True)
-                          for level, logits in zip(LEVELS, teacher_logits, strict=True)}
+            seen = [logits.sigmoid() for logits in teacher_logits]
+            if args.disagreement:
+                seen = [(one - logits.sigmoid()).abs() for one, logits
+                        in zip(seen, objectness(student, student_features), strict=True)]
+            importance = {level: 1 + args.focus * one.amax(dim=1, keepdim=True)
+                          for level, one in zip(LEVELS, seen, strict=True)}
         if args.feature_weight:
             chosen = [{level: maps[level] for level in args.feature_levels}
                       for maps in (student_features, teacher_features)]
@@ -122,6 +160,11 @@ def main() -> None:
                 chosen[0] = {level: adapters[level](maps) for level, maps in chosen[0].items()}
             if args.features == "pkd":
                 value = feature_correlation(*chosen, importance)
+            elif args.features == "adv":
+                value = domain_bce(*chosen)
+            elif args.features == "level_mse":
+                value = torch.stack([((maps.float() - chosen[1][level].float()) ** 2).mean()
+                                     / chosen[1][level].float().var() for level, maps in chosen[0].items()]).mean()
             else:
                 value = torch.stack([
                     (importance[level] * (chosen[0][level].float() - chosen[1][level].float()) ** 2).mean()
@@ -148,12 +191,13 @@ def main() -> None:
             losses["kd_hallucination"] = args.hallucinate_weight * (predicted - slices).abs().mean()
         return losses
 
-    parameters = [*student.parameters(), *hallucinator.parameters(), *adapters.parameters()]
+    helpers = nn.ModuleList([hallucinator, adapters, discriminators])
+    parameters = [*student.parameters(), *helpers.parameters()]
     optimizer = SGD(parameters, args.lr, momentum=0.9, weight_decay=0.0005, fused=True)
 
     fit(averaged, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "cmkd_plus.pth",
         run_dir=args.run_dir, settings={**student.settings, "classes": args.classes, "ignore": args.ignore},
-        arguments=vars(args), also_trained=nn.ModuleList([student, hallucinator, adapters]),
+        arguments=vars(args), also_trained=nn.ModuleList([student, helpers]),
         measure=lambda: {"teacher_AP": report_teacher(
             teacher, make_loader(teacher_val_set, args.batch_size, args.workers), args.amp)})
 

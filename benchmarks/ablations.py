@@ -27,8 +27,8 @@ from utils import OneLineParser, UserError, at_least, warn
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of the study, and the options that differ; `script` where it is another one, `slices` which gated slice
-    stands in each of the three places."""
+    """A run of the study, and the options that differ, with {teacher} for that seed's weights; `script` where it is
+    another one, `slices` which gated slice stands in each of the three places."""
 
     question: str
     of: str
@@ -37,7 +37,31 @@ class Variant:
     slices: tuple[int, int, int] | None = None
 
 
+FROM_TEACHER = "--init {teacher} --stem inflate"
+TRIALS = {
+    "pearson 2": "--feature-weight 2",
+    "pearson 10": "--feature-weight 10",
+    "mse by level 1": "--features level_mse --feature-weight 1",
+    "from teacher": f"--feature-weight 0 {FROM_TEACHER}",
+    "from teacher, mse 0.5": f"--features mse --feature-weight 0.5 {FROM_TEACHER}",
+    "from teacher, pearson 2": f"--feature-weight 2 {FROM_TEACHER}",
+    "from teacher, pearson 10": f"--feature-weight 10 {FROM_TEACHER}",
+    "from teacher, pearson 10, 1x1": f"--feature-weight 10 --adapt {FROM_TEACHER}",
+    "from teacher, pearson 10, focus 20": f"--feature-weight 10 --focus 20 {FROM_TEACHER}",
+    "from teacher, pearson 10, disagreement 20": f"--feature-weight 10 --focus 20 --disagreement {FROM_TEACHER}",
+    "objectness 1": "--feature-weight 0 --response-weight 1",
+    "box classes 1": "--feature-weight 0 --box-weight 1",
+    "hallucinate 1": "--feature-weight 0 --hallucinate-weight 1",
+    "average 0.999": "--feature-weight 0 --average 0.999",
+    "from teacher, pearson 10, objectness 1": f"--feature-weight 10 --response-weight 1 {FROM_TEACHER}",
+    "adv with discriminators' accuracy": "--features adv --feature-weight 1",
+    "adv, warm-up of an epoch": "--features adv --feature-weight 1 --warm-up-epochs 1",
+    "mse, P2 alone": "--features mse --feature-weight 0.5 --feature-levels 0",
+    "mse, P5 alone": "--features mse --feature-weight 0.5 --feature-levels 3",
+}
 VARIANTS = {
+    **{name: Variant("tried", "baseline", "--teacher {teacher} " + options, "trials.py")
+       for name, options in TRIALS.items()},
     "mse 0.05": Variant("weight of the loss", "cmkd_mse", "--mse-weight 0.05"),
     "mse 5": Variant("weight of the loss", "cmkd_mse", "--mse-weight 5"),
     "adv 0.03": Variant("weight of the loss", "cmkd_adv", "--adv-weight 0.03"),
@@ -92,7 +116,8 @@ def training(name: str, seed: int, args: argparse.Namespace, study: dict[str, An
         data = Path(arguments[arguments.index("--data") + 1])
         options["data"] = with_slices(data, args.study / f"slices{''.join(map(str, variant.slices))}",
                                       variant.slices)
-    arguments = [variant.script or arguments[0], *changed(arguments[1:], **options), *variant.options.split()]
+    arguments = [variant.script or arguments[0], *changed(arguments[1:], **options),
+                 *variant.options.format(teacher=args.study / f"seed{seed}/teacher.pth").split()]
     return Job(f"{name}/seed{seed}", arguments, folder / "log.jsonl")
 
 
@@ -102,7 +127,7 @@ def main() -> None:
                         help="folder of reproduce.py (default: runs/cpu)")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0], metavar="N", help="(default: 0)")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT",
-                        help=f"of {', '.join(VARIANTS)} (default: all)")
+                        help=f"of {' | '.join(VARIANTS)} (default: all)")
     parser.add_argument("--epochs", type=at_least(1), help="of the runs and their references (default: the study's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()
