@@ -54,7 +54,7 @@ TRIALS = {
     "hallucinate 1": "--feature-weight 0 --hallucinate-weight 1",
     "average 0.999": "--feature-weight 0 --average 0.999",
     "from teacher, pearson 10, objectness 1": f"--feature-weight 10 --response-weight 1 {FROM_TEACHER}",
-    "adv with discriminators' accuracy": "--features adv --feature-weight 1",
+    "adv, accuracy": "--features adv --feature-weight 1",
     "adv, warm-up of an epoch": "--features adv --feature-weight 1 --warm-up-epochs 1",
     "mse, P2 alone": "--features mse --feature-weight 0.5 --feature-levels 0",
     "mse, P5 alone": "--features mse --feature-weight 0.5 --feature-levels 3",
