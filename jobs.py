@@ -168,7 +168,8 @@ def begin(jobs: list[Job], out: Path) -> Records:
 
 
 def call(job: Job, out: Path, environment: dict[str, str], bar: tqdm, processes: Processes) -> None:
-    """Run a script, its warnings and errors in OUT/logs/<name>.txt, its lines on screen.
+    """Run a script, its warnings and errors in OUT/logs/<name>.txt; a training's lines on screen, as they are the
+    progress of hours.
 
     Raises `UserError` with the script's error where it fails or does not make its file.
     """
@@ -177,7 +178,8 @@ def call(job: Job, out: Path, environment: dict[str, str], bar: tqdm, processes:
     with log.open("w", encoding="utf-8") as errors:
         process = processes.start(job.arguments, environment, errors)
         for line in process.stdout:
-            bar.write(f"[{job.name}] {line.rstrip()}")
+            if not job.repeatable:
+                bar.write(f"[{job.name}] {line.rstrip()}")
         code = process.wait()
         processes.live.discard(process)
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()

@@ -112,7 +112,8 @@ def results_rows(study: Study, runs: Runs, comparisons: dict[str, dict]) -> list
                      *(mean_and_deviation([100 * run["metrics"][one][score] for run in by_seed.values()])
                        for one, score in ((val, "AP"), (test, "AP"), (test, "AP50"), (test, "MR"),
                                           (test, "recall_unseen"))),
-                     *(gap_cell(comparisons.get(one, {}).get(name, {}).get("AP", {})) for one in (val, test)),
+                     *(gap_cell(comparisons.get(one, {}).get(name, {}).get("AP", {}))
+                       if name not in ("teacher", "baseline") else "" for one in (val, test)),
                      mean_and_deviation([run["minutes"] for run in by_seed.values()]).partition(" ")[0]])
     return rows
 
@@ -121,11 +122,13 @@ def caption(study: Study, runs: Runs, frames: dict[str, int]) -> str:
     """What the table's numbers are."""
     commits = sorted({run["git"] for by_seed in runs.values() for run in by_seed.values()})
     sizes = ", ".join(f"{one} has {frames[one]} frames" for one in (study.val_list, study.test_list) if one in frames)
-    return (f"In percent; mean ± standard deviation over the seeds {', '.join(map(str, study.seeds))}. MR: log-average "
-            "miss rate, lower is better. Unseen: people whom the gated camera sees and the RGB camera does not, at 0.1 "
-            "false alarms per image. Gap closed: of the AP between baseline and teacher, over the seeds that all "
-            f"networks have; in brackets 95 % of {study.draws} draws of frames and seeds"
-            f"{'; ' + sizes if sizes else ''}. Commit {', '.join(commits) or 'unknown'}.")
+    seeds = (f"mean ± standard deviation over the seeds {', '.join(map(str, study.seeds))}" if len(study.seeds) > 1
+             else f"seed {study.seeds[0]}")
+    return (f"In percent; {seeds}. MR: log-average miss rate, lower is better. Unseen: people whom the gated camera "
+            "sees and the RGB camera does not, at 0.1 false alarms per image. Gap closed: of the AP between baseline "
+            "and teacher, over the seeds that all networks have; in brackets 95 % of "
+            f"{study.draws} draws of frames and seeds{'; ' + sizes if sizes else ''}. "
+            f"Commit {', '.join(commits) or 'unknown'}.")
 
 
 def mean_and_deviation(values: list[float]) -> str:

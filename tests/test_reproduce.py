@@ -293,7 +293,7 @@ def test_cells():
 
 def test_a_network_without_a_run_is_a_row_of_dashes(tmp_path):
     study = Study(tmp_path, "v", "t", [0], {"teacher": {}}, 1)
-    assert results_rows(study, {"teacher": {}}, {})[1] == ["teacher", "RGB + gated", "0 of 1", *["-"] * 8]
+    assert results_rows(study, {"teacher": {}}, {})[1] == ["teacher", "RGB + gated", "0 of 1", *["-"] * 5, "", "", "-"]
 
 
 def test_runs_that_cannot_be_read_are_left_out(tmp_path, capsys):
