@@ -94,6 +94,11 @@ def given(args: argparse.Namespace, options: tuple[str, ...]) -> list[str]:
             for word in (f"--{option}", *(value if option in LISTS else [value]))]
 
 
+def same_precision(preset: Preset) -> list[str]:
+    """So that networks are tested as they were validated."""
+    return ["--no-amp"] if "--no-amp" in preset.train else []
+
+
 def preparation(args: argparse.Namespace, preset: Preset) -> list[Job]:
     """What all networks need: simulated nights where no data is given, and an RGB detector of simulated days where no
     weights are."""
@@ -118,7 +123,6 @@ def training(name: str, seed: int, args: argparse.Namespace, preset: Preset, bef
     """Train a network with a seed, and test it."""
     folder, data, title = args.out / f"seed{seed}", str(args.data or args.out / "data"), f"seed{seed}/{name}"
     weights, needs = folder / f"{name}.pth", [job.name for job in before]
-    amp = ["--no-amp"] if "--no-amp" in preset.train else []
     options = [*preset.train.split(), *given(args, FOR_ALL), *preset.start.split(), *given(args, FOR_COMPARED)]
     if "pretrained" in needs:
         options += ["--init", str(args.out / "pretrained/baseline.pth")]
@@ -129,20 +133,21 @@ def training(name: str, seed: int, args: argparse.Namespace, preset: Preset, bef
                         args.val_list, *options, "--seed", str(seed), "--resume", "--out", str(folder), "--run-dir",
                         str(folder / name)], weights, tuple(needs))
     test = Job(f"test/{title}", ["test.py", "--weights", str(weights), "--data", data, "--lists", args.val_list,
-                                 args.test_list, "--conditions", "--workers", "0", *amp, "--json",
+                                 args.test_list, "--conditions", "--workers", "0", *same_precision(preset), "--json",
                                  str(folder / name / "scores.json"), "--save-detections",
                                  str(folder / name / "detections.json")], folder / name / "scores.json", (title,),
                repeatable=True)
     return train, test
 
 
-def pictures(args: argparse.Namespace, names: list[str]) -> Job:
+def pictures(args: argparse.Namespace, preset: Preset, names: list[str]) -> Job:
     """Who sees whom, of the first seed's networks."""
     folder = args.out / f"seed{args.seeds[0]}"
+    weights = [str(folder / f"{name}.pth") for name in names]
     return Job("pictures", [
         "visualize.py", "--data", str(args.data or args.out / "data"), "--list", args.test_list, "--workers", "0",
         "--out", str(args.out / "gallery.png"), "--html", str(args.out / "comparison.html"), "--draws", "300",
-        "--compare", *(str(folder / f"{name}.pth") for name in names)], args.out / "gallery.png", repeatable=True)
+        *same_precision(preset), "--compare", *weights], args.out / "gallery.png", repeatable=True)
 
 
 def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job]) -> None:
@@ -180,7 +185,7 @@ def main() -> None:
     failed = run_jobs(jobs, args.out, slots(args.side_by_side))
     trained = [name for name in names if pairs[name, args.seeds[0]][0].name not in failed]
     if trained:
-        failed |= run_jobs([pictures(args, trained)], args.out, [{}])
+        failed |= run_jobs([pictures(args, preset, trained)], args.out, [{}])
     for name, reason in failed.items():
         warn(f"{name}: {reason}")
 

@@ -127,7 +127,8 @@ def caption(study: Study, runs: Runs, frames: dict[str, int]) -> str:
     return (f"In percent; {seeds}. MR: log-average miss rate, lower is better. Unseen: people whom the gated camera "
             "sees and the RGB camera does not, at 0.1 false alarms per image. Gap closed: of the AP between baseline "
             "and teacher, over the seeds that all networks have; in brackets 95 % of "
-            f"{study.draws} draws of frames and seeds{'; ' + sizes if sizes else ''}. "
+            f"{study.draws} draws of frames{' and seeds' if len(study.seeds) > 1 else ''}"
+            f"{'; ' + sizes if sizes else ''}. "
             f"Commit {', '.join(commits) or 'unknown'}.")
 
 

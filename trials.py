@@ -1,6 +1,6 @@
-"""CMKD+: an RGB student whose pyramid features are correlated with the frozen teacher's. Every idea that was tried.
+"""Every loss that was tried beyond the paper, as one student.
 
-    L = L_det + w_f * features + w_r * response + w_h * hallucination
+    L = L_det + w_f * features + w_r * response + w_b * boxes + w_h * hallucination
 
 features       mean over P2..P5 of 1 - Pearson's r of each channel with the teacher's (PKD, Cao et al. 2022), with
                `--focus` more where the teacher's region proposal network sees objects; `--features mse` is CMKD-MSE's

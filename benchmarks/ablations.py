@@ -1,7 +1,7 @@
-"""What gives how much: runs of a study again, each with one thing changed, on its data and from its weights.
+"""What gives how much: runs of a study again, each with one thing changed, from its data and its pretrained detector.
 
     python reproduce.py --preset cpu --seeds 0 1 2 --out runs/cpu
-    python benchmarks/ablations.py --study runs/cpu --seeds 0 1 --json runs/bench/ablations.json
+    python benchmarks/ablations.py --study runs/cpu --only "mse 5" "teacher, slice 2 alone" --json runs/bench/some.json
 
 A variant is compared, by its best validation AP and seed by seed, with the study's own run that it varies; with
 --epochs by that of so many epochs. STUDY/ablations has the runs; a second call goes on where the first stopped.
@@ -85,18 +85,6 @@ def with_slices(data: Path, folder: Path, slices: tuple[int, int, int]) -> Path:
     return folder
 
 
-def changed(arguments: list[str], **options: Any) -> list[str]:
-    """A script's arguments with the values of some options replaced or added."""
-    result = list(arguments)
-    for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
-        if option in result:
-            result[result.index(option) + 1] = str(value)
-        else:
-            result += [option, str(value)]
-    return result
-
-
 def best_ap(log: Path, epochs: int | None) -> float:
     """The best validation AP of the first epochs, in percent."""
     return 100 * max(epoch["val"]["AP"] for epoch in read_epochs(log)[:epochs])
@@ -109,15 +97,17 @@ def training(name: str, seed: int, args: argparse.Namespace, study: dict[str, An
         raise UserError(f"{args.study} has no finished {reference}: run reproduce.py with this seed first")
     arguments = study[reference]["arguments"]
     folder = args.study / "ablations" / name.replace(",", "").replace(" ", "_") / f"seed{seed}"
-    options: dict[str, Any] = {"out": folder, "run_dir": folder}
+    # Of an option that stands twice, argparse takes the last.
+    changed = ["--out", str(folder), "--run-dir", str(folder)]
     if args.epochs:
-        options["epochs"] = args.epochs
+        changed += ["--epochs", str(args.epochs)]
     if variant.slices:
         data = Path(arguments[arguments.index("--data") + 1])
-        options["data"] = with_slices(data, args.study / f"slices{''.join(map(str, variant.slices))}",
-                                      variant.slices)
-    arguments = [variant.script or arguments[0], *changed(arguments[1:], **options),
-                 *variant.options.format(teacher=args.study / f"seed{seed}/teacher.pth").split()]
+        linked = args.study / f"slices{''.join(map(str, variant.slices))}"
+        changed += ["--data", str(with_slices(data, linked, variant.slices))]
+    teacher = str(args.study / f"seed{seed}/teacher.pth")
+    arguments = [variant.script or arguments[0], *arguments[1:], *changed,
+                 *(word.format(teacher=teacher) for word in variant.options.split())]
     return Job(f"{name}/seed{seed}", arguments, folder / "log.jsonl")
 
 
