@@ -33,7 +33,8 @@ class Job:
     makes: Path
     needs: tuple[str, ...] = ()
     alone: bool = False  # takes all cores
-    repeatable: bool = False  # minutes at most, so it is done again where its arguments or its input changed
+    # Of what takes minutes at most, the files it is made of: it is done again where one is newer, or arguments changed.
+    reads: tuple[Path, ...] = ()
 
 
 class Processes:
@@ -54,10 +55,11 @@ class Processes:
 
     def stop(self) -> None:
         """A training saves its state before it ends."""
-        if not self.stopped:
-            for process in list(self.live):
-                process.terminate()
-        self.stopped = True
+        if self.stopped:
+            return
+        self.stopped = True  # first, so that one that begins meanwhile ends too
+        for process in list(self.live):
+            process.terminate()
 
 
 def slots(side_by_side: int | None) -> list[dict[str, str]]:
@@ -79,8 +81,9 @@ def run_jobs(jobs: list[Job], out: Path, environments: list[dict[str, str]]) -> 
     `UserError` where OUT was begun with other arguments, is used by another call, or holds something else; ends the
     program on Ctrl-C and SIGTERM once the jobs have saved their state.
     """
-    if names := {job.name for job in jobs if [other.name for other in jobs].count(job.name) > 1}:
-        raise ValueError(f"two jobs have one name: {names}")
+    names = [job.name for job in jobs]
+    if len(set(names)) < len(names) or not all(set(job.needs) <= set(names) for job in jobs):
+        raise ValueError(f"two jobs have one name, or one needs what is none: {names}")
     with lock(out), StopRequest() as stop:
         records = begin(jobs, out)
         failed: dict[str, str] = {}
@@ -152,17 +155,19 @@ def begin(jobs: list[Job], out: Path) -> Records:
         raise UserError(f"{file} is no record of jobs: give another --out, or remove it") from None
     for job in jobs:
         before = records.get(job.name, {"arguments": job.arguments, "done": False})
-        if before["done"] and before["arguments"] != job.arguments and not job.repeatable:
+        if before["done"] and before["arguments"] != job.arguments and not job.reads:
             old, new = next(((old, new) for old, new in zip(before["arguments"], job.arguments, strict=False)
                              if old != new), (before["arguments"][-1], job.arguments[-1]))
             raise UserError(f"{out} was begun with other settings ({job.name}: {old!r} there and {new!r} here): give "
                             "the same ones, or another --out")
         made_of_new = [need for need in job.needs if not records[need]["done"]]
         done = before["done"] and before["arguments"] == job.arguments and job.makes.is_file()
-        if done and made_of_new and not job.repeatable:
+        if done and made_of_new and not job.reads:
             raise UserError(f"{job.makes} was made with another {made_of_new[0]} than the one to be made now: remove "
                             "it and its run, or give another --out")
-        records[job.name] = {"arguments": job.arguments, "done": done and not made_of_new}
+        stale = done and any(not file.exists() or file.stat().st_mtime > job.makes.stat().st_mtime
+                             for file in job.reads)
+        records[job.name] = {"arguments": job.arguments, "done": done and not made_of_new and not stale}
     save_json(records, file)
     return records
 
@@ -178,7 +183,7 @@ def call(job: Job, out: Path, environment: dict[str, str], bar: tqdm, processes:
     with log.open("w", encoding="utf-8") as errors:
         process = processes.start(job.arguments, environment, errors)
         for line in process.stdout:
-            if not job.repeatable:
+            if not job.reads:
                 bar.write(f"[{job.name}] {line.rstrip()}")
         code = process.wait()
         processes.live.discard(process)

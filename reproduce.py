@@ -136,18 +136,18 @@ def training(name: str, seed: int, args: argparse.Namespace, preset: Preset, bef
                                  args.test_list, "--conditions", "--workers", "0", *same_precision(preset), "--json",
                                  str(folder / name / "scores.json"), "--save-detections",
                                  str(folder / name / "detections.json")], folder / name / "scores.json", (title,),
-               repeatable=True)
+               reads=(weights,))
     return train, test
 
 
 def pictures(args: argparse.Namespace, preset: Preset, names: list[str]) -> Job:
     """Who sees whom, of the first seed's networks."""
     folder = args.out / f"seed{args.seeds[0]}"
-    weights = [str(folder / f"{name}.pth") for name in names]
+    weights = [folder / f"{name}.pth" for name in names]
     return Job("pictures", [
         "visualize.py", "--data", str(args.data or args.out / "data"), "--list", args.test_list, "--workers", "0",
         "--out", str(args.out / "gallery.png"), "--html", str(args.out / "comparison.html"), "--draws", "300",
-        *same_precision(preset), "--compare", *weights], args.out / "gallery.png", repeatable=True)
+        *same_precision(preset), "--compare", *map(str, weights)], args.out / "gallery.png", reads=tuple(weights))
 
 
 def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job]) -> None:
@@ -166,8 +166,9 @@ def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job])
         raise UserError(f"--init {args.init} is missing: name coco, imagenet, none or a file")
     for job in jobs:
         if job.arguments[0].startswith("train_"):
-            options = [word for word in job.arguments[1:] if word != "--teacher" and not word.endswith("teacher.pth")]
-            training_parser(job.name, "").parse_args(options)
+            parser = training_parser(job.name, "")
+            parser.add_argument("--teacher")  # of students, and there only once it is trained
+            parser.parse_args(job.arguments[1:])
     for one in (args.train_list, args.val_list, args.test_list) if args.data else ():
         frames = SeeingThroughFog(args.data, one, "rgb+gated", args.classes or DEFAULT_CLASSES, args.ignore)
         if not frames.has_boxes:

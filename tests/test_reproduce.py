@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -165,6 +166,17 @@ def test_bad_input(tmp_path, monkeypatch, capsys, options, part):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_may_be_what_all_begin_from(tmp_path, monkeypatch, synthetic):
+    """Its name is that of the file which students are given as --teacher."""
+    start = tmp_path / "teacher.pth"
+    start.write_text("")
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--data", str(synthetic), "--init", str(start)])
+    args = reproduce.parse_arguments()
+    student, _ = reproduce.training("cmkd_mse", 0, args, PRESETS["smoke"], [])
+    reproduce.refuse_impossible(args, PRESETS["smoke"], [student])
+    assert student.arguments[student.arguments.index("--init") + 1] == str(start)
+
+
 def test_own_classes_are_not_looked_for_in_simulated_days(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--data", "d", "--classes", "Deer,Moose", "--epochs", "3"])
     args = reproduce.parse_arguments()
@@ -210,7 +222,7 @@ def test_what_is_removed_is_made_again_and_nothing_mixed(tmp_path, scripts):
 
     def chain(*extra):
         return [Job("a", ["write.py", str(out / "a"), *extra], out / "a"),
-                Job("b", ["write.py", str(out / "b")], out / "b", ("a",), repeatable=True),
+                Job("b", ["write.py", str(out / "b")], out / "b", ("a",), reads=(out / "a",)),
                 Job("c", ["write.py", str(out / "c")], out / "c", ("a",))]
 
     assert run_jobs(chain(), out, slots(1)) == {}
@@ -221,6 +233,14 @@ def test_what_is_removed_is_made_again_and_nothing_mixed(tmp_path, scripts):
     (out / "b").write_text("old")
     assert run_jobs(chain(), out, slots(1)) == {}
     assert (out / "b").read_text() == ""
+    (out / "b").write_text("older than a")
+    os.utime(out / "a", ns=(2 * time.time_ns(),) * 2)
+    assert run_jobs(chain(), out, slots(1)) == {}
+    assert (out / "b").read_text() == ""
+    os.utime(out / "a", ns=(0, 0))
+    (out / "b").write_text("newer than a")
+    assert run_jobs(chain(), out, slots(1)) == {}
+    assert (out / "b").read_text() == "newer than a"
     with pytest.raises(UserError, match=r"other settings \(a: .*'new' here\)"):
         run_jobs(chain("new"), out, slots(1))
 
