@@ -246,7 +246,8 @@ def test_what_is_removed_is_made_again_and_nothing_mixed(tmp_path, scripts):
 
 
 def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
-    """Both of two must be there for either to end; nothing runs beside a job that is alone."""
+    """Both of two must be there for either to end; a job that is alone waits for both, though there is room, and
+    nothing begins beside it."""
     barrier, running = threading.Barrier(2, timeout=20), set()
 
     def call(job, out, environment, bar, processes):
@@ -255,6 +256,7 @@ def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
         if job.name in ("a", "b"):
             assert environment["OMP_NUM_THREADS"]
             barrier.wait()
+            time.sleep(0.3 if job.name == "b" else 0)
         if job.alone:
             time.sleep(0.3)
             assert running == {job.name}
@@ -263,7 +265,7 @@ def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(jobs, "call", call)
     all_jobs = [Job(name, [], tmp_path / name, alone=name == "alone") for name in ("a", "b", "alone", "c")]
-    assert run_jobs(all_jobs, tmp_path / "out", slots(2)) == {}
+    assert run_jobs(all_jobs, tmp_path / "out", slots(3)) == {}
 
 
 def test_sigterm_ends_the_jobs_and_says_how_to_go_on(tmp_path, scripts):
