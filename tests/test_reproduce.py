@@ -252,7 +252,7 @@ def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
 
     def call(job, out, environment, bar, processes):
         running.add(job.name)
-        assert not job.alone or running == {job.name}
+        assert running == {job.name} or "alone" not in running
         if job.name in ("a", "b"):
             assert environment["OMP_NUM_THREADS"]
             barrier.wait()
