@@ -264,7 +264,8 @@ def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
         running.remove(job.name)
 
     monkeypatch.setattr(jobs, "call", call)
-    all_jobs = [Job(name, [], tmp_path / name, alone=name == "alone") for name in ("a", "b", "alone", "c")]
+    all_jobs = [Job("a", [], tmp_path / "a"), Job("b", [], tmp_path / "b"),
+                Job("alone", [], tmp_path / "alone", alone=True), Job("c", [], tmp_path / "c", ("b",))]
     assert run_jobs(all_jobs, tmp_path / "out", slots(3)) == {}
 
 
