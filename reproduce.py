@@ -50,9 +50,9 @@ PRESETS = {
                     train="--backbone resnet18 --min-size 128 --rois 32 --proposals 64 --batch-size 2 --flip "
                           "--workers 0 --epochs 6",
                     start="--stem inflate --lr 0.0025"),  # the published 0.005 for 4 frames, scaled to 2
-    "cpu": Preset(days="4500 200 0", nights="1500 300 300", size="213x128",
-                  pretrain="--init none --lr 0.01 --batch-size 8 --epochs 10",
-                  train="--backbone resnet18 --min-size 128 --rois 64 --proposals 100 --flip --workers 0 --cache ram "
+    "cpu": Preset(days="3000 200 0", nights="800 300 300", size="213x128",
+                  pretrain="--init none --lr 0.01 --batch-size 8",
+                  train="--backbone resnet18 --min-size 128 --rois 32 --proposals 100 --flip --workers 0 --cache ram "
                         "--epochs 6",
                   start="--stem inflate"),
     "gpu": Preset(days="4000 200 0", nights="4000 600 1000", size="640x384", needs_cuda=True,
