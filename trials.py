@@ -69,7 +69,7 @@ def objectness(detector: nn.Module, features: dict[str, Tensor]) -> list[Tensor]
 
 
 def main() -> None:
-    parser = training_parser("cmkd_plus", __doc__)
+    parser = training_parser("trials", __doc__)
     parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"))
     parser.add_argument("--features", choices=["pkd", "mse", "level_mse", "adv"], default="pkd")
     parser.add_argument("--feature-weight", type=non_negative_float, default=1.0)
@@ -195,7 +195,7 @@ def main() -> None:
     parameters = [*student.parameters(), *helpers.parameters()]
     optimizer = SGD(parameters, args.lr, momentum=0.9, weight_decay=0.0005, fused=True)
 
-    fit(averaged, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "cmkd_plus.pth",
+    fit(averaged, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "trials.pth",
         run_dir=args.run_dir, settings={**student.settings, "classes": args.classes, "ignore": args.ignore},
         arguments=vars(args), also_trained=nn.ModuleList([student, helpers]),
         measure=lambda: {"teacher_AP": report_teacher(

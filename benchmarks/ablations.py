@@ -3,14 +3,15 @@
     python reproduce.py --preset cpu --seeds 0 1 2 --out runs/cpu
     python benchmarks/ablations.py --study runs/cpu --only "mse 5" "teacher, slice 2 alone" --json runs/bench/some.json
 
-A variant is compared, by its best validation AP and seed by seed, with the study's own run that it varies; with
---epochs by that of so many epochs. STUDY/ablations has the runs; a second call goes on where the first stopped.
+A variant is compared with the run of the study that it varies, seed by seed; with --epochs with one of so many epochs.
+Both stand with their best epoch by validation AP, and are tested on the validation list alone. STUDY/ablations has the
+runs; a second call goes on where the first stopped.
 """
 
 import argparse
 import json
-import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import report, table
-from curves import read_epochs
+from comparison import compare
+from dataset import SeeingThroughFog
 from failures import run
 from jobs import Job, run_jobs, slots
 from results import mean_and_deviation
@@ -46,13 +48,14 @@ TRIALS = {
     "from teacher, mse 0.5": f"--features mse --feature-weight 0.5 {FROM_TEACHER}",
     "from teacher, pearson 2": f"--feature-weight 2 {FROM_TEACHER}",
     "from teacher, pearson 10": f"--feature-weight 10 {FROM_TEACHER}",
+    "from teacher, pearson 30": f"--feature-weight 30 {FROM_TEACHER}",
     "from teacher, pearson 10, 1x1": f"--feature-weight 10 --adapt {FROM_TEACHER}",
     "from teacher, pearson 10, focus 20": f"--feature-weight 10 --focus 20 {FROM_TEACHER}",
     "from teacher, pearson 10, disagreement 20": f"--feature-weight 10 --focus 20 --disagreement {FROM_TEACHER}",
     "objectness 1": "--feature-weight 0 --response-weight 1",
     "box classes 1": "--feature-weight 0 --box-weight 1",
     "hallucinate 1": "--feature-weight 0 --hallucinate-weight 1",
-    "average 0.999": "--feature-weight 0 --average 0.999",
+    "average 0.99": "--feature-weight 0 --average 0.99",
     "from teacher, pearson 10, objectness 1": f"--feature-weight 10 --response-weight 1 {FROM_TEACHER}",
     "adv, accuracy": "--features adv --feature-weight 1",
     "adv, warm-up of an epoch": "--features adv --feature-weight 1 --warm-up-epochs 1",
@@ -85,30 +88,51 @@ def with_slices(data: Path, folder: Path, slices: tuple[int, int, int]) -> Path:
     return folder
 
 
-def best_ap(log: Path, epochs: int | None) -> float:
-    """The best validation AP of the first epochs, in percent."""
-    return 100 * max(epoch["val"]["AP"] for epoch in read_epochs(log)[:epochs])
+def option(arguments: list[str], name: str) -> str:
+    """Of one that stands twice, argparse takes the last."""
+    return [value for given, value in zip(arguments, arguments[1:], strict=False) if given == name][-1]
 
 
-def training(name: str, seed: int, args: argparse.Namespace, study: dict[str, Any]) -> Job:
-    """A variant's. Raises `UserError` where the study lacks the run that it varies."""
-    variant, reference = VARIANTS[name], f"seed{seed}/{VARIANTS[name].of}"
-    if not study.get(reference, {}).get("done"):
+def varied(name: str, variant: Variant, seed: int, args: argparse.Namespace, study: dict[str, Any]) -> tuple[Job, Job]:
+    """The training of a variant and its test on the validation list. Raises `UserError` where the study lacks the run
+    that it varies."""
+    reference = f"seed{seed}/{variant.of}"
+    if not study.get(f"test/{reference}", {}).get("done"):
         raise UserError(f"{args.study} has no finished {reference}: run reproduce.py with this seed first")
-    arguments = study[reference]["arguments"]
     folder = args.study / "ablations" / name.replace(",", "").replace(" ", "_") / f"seed{seed}"
-    # Of an option that stands twice, argparse takes the last.
-    changed = ["--out", str(folder), "--run-dir", str(folder)]
+    script, *arguments = study[reference]["arguments"]
+    arguments += ["--out", str(folder), "--run-dir", str(folder)]
     if args.epochs:
-        changed += ["--epochs", str(args.epochs)]
+        arguments += ["--epochs", str(args.epochs)]
     if variant.slices:
-        data = Path(arguments[arguments.index("--data") + 1])
         linked = args.study / f"slices{''.join(map(str, variant.slices))}"
-        changed += ["--data", str(with_slices(data, linked, variant.slices))]
-    teacher = str(args.study / f"seed{seed}/teacher.pth")
-    arguments = [variant.script or arguments[0], *arguments[1:], *changed,
-                 *(word.format(teacher=teacher) for word in variant.options.split())]
-    return Job(f"{name}/seed{seed}", arguments, folder / "log.jsonl")
+        arguments += ["--data", str(with_slices(Path(option(arguments, "--data")), linked, variant.slices))]
+    arguments += [word.format(teacher=args.study / f"seed{seed}/teacher.pth") for word in variant.options.split()]
+    script = variant.script or script
+    weights = folder / script.replace("train_", "").replace(".py", ".pth")
+    val_list = option(arguments, "--val-list")
+    return Job(f"{name}/seed{seed}", [script, *arguments], weights), Job(
+        f"test/{name}/seed{seed}", [
+            "test.py", "--weights", str(weights), "--data", option(arguments, "--data"), "--lists", val_list,
+            "--workers", "0", *(["--no-amp"] if "--no-amp" in arguments else []), "--json", str(folder / "scores.json"),
+            "--save-detections", str(folder / f"detections.{val_list}.json")],
+        folder / "scores.json", (f"{name}/seed{seed}",), reads=(weights,))
+
+
+def difference(data: Path, val_list: str, references: Sequence[Path], own: Sequence[Path], draws: int
+               ) -> dict[str, Any]:
+    """AP on the validation list, in percent: of each seed's reference and variant, tested runs in these folders, and
+    the mean difference with its 95 % interval over draws of frames and seeds."""
+    trained = json.loads((own[0] / "scores.json").read_text(encoding="utf-8"))
+    truth = SeeingThroughFog(data, val_list, "rgb", trained["classes"], trained["ignore"] or ["none"]).ground_truth()
+    folders = {"reference": references, "variant": own}
+    scores = compare(truth, {name: [json.loads((folder / f"detections.{val_list}.json").read_text(encoding="utf-8"))
+                                    for folder in each] for name, each in folders.items()}, "reference", None, draws)
+    ap = scores["variant"]["AP"]
+    return {"difference": 100 * ap["difference"], "interval": [100 * edge for edge in ap["difference_interval"]],
+            **{name: [100 * next(iter(json.loads((folder / "scores.json").read_text(encoding="utf-8"))["metrics"]
+                                      [val_list].values()))["AP"] for folder in each]
+               for name, each in folders.items()}}
 
 
 def main() -> None:
@@ -119,30 +143,43 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT",
                         help=f"of {' | '.join(VARIANTS)} (default: all)")
     parser.add_argument("--epochs", type=at_least(1), help="of the runs and their references (default: the study's)")
+    parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()
     if not (args.study / "jobs.json").is_file():
         raise UserError(f"{args.study} is no study: run reproduce.py first, or name its folder")
     study = json.loads((args.study / "jobs.json").read_text(encoding="utf-8"))
-    jobs = {(name, seed): training(name, seed, args, study) for name in args.only for seed in args.seeds}
-    failed = run_jobs(list(jobs.values()), args.study / "ablations", slots(None))
+    variants = {name: VARIANTS[name] for name in args.only}
+    if args.epochs:  # the study's own runs are longer, so what is varied is run as well
+        variants = {**{variant.of: Variant("as it is", variant.of) for variant in variants.values()}, **variants}
+    pairs = {(name, seed): varied(name, variant, seed, args, study)
+             for name, variant in variants.items() for seed in args.seeds}
+    failed = run_jobs([job for pair in pairs.values() for job in pair], args.study / "ablations", slots(None))
     for name, reason in failed.items():
         warn(f"{name}: {reason}")
+
     rows, figures = [], {}
     for name in args.only:
         variant = VARIANTS[name]
-        finished = {seed: jobs[name, seed].makes for seed in args.seeds if jobs[name, seed].name not in failed}
-        own = [best_ap(log, args.epochs) for log in finished.values()]
-        reference = [best_ap(args.study / f"seed{seed}/{variant.of}/log.jsonl", args.epochs) for seed in finished]
-        differences = [one - other for one, other in zip(own, reference, strict=True)]
-        figures[name] = {"val_AP": own, f"val_AP of {variant.of}": reference, "seeds": list(finished)}
-        rows.append([variant.question, name, variant.of, mean_and_deviation(reference), mean_and_deviation(own),
-                     f"{statistics.mean(differences):+.1f}" if differences else "-",
+        folders = {seed: (args.study / f"seed{seed}" / variant.of if not args.epochs
+                          else pairs[variant.of, seed][1].makes.parent, pairs[name, seed][1].makes.parent)
+                   for seed in args.seeds
+                   if not failed.keys() & {f"test/{name}/seed{seed}", f"test/{variant.of}/seed{seed}"}}
+        if not folders:
+            continue
+        references, own = zip(*folders.values(), strict=True)
+        arguments = pairs[name, args.seeds[0]][1].arguments
+        figures[name] = difference(Path(option(arguments, "--data")), option(arguments, "--lists"), references, own,
+                                   args.draws)
+        low, high = figures[name]["interval"]
+        rows.append([variant.question, name, variant.of, len(folders), mean_and_deviation(figures[name]["reference"]),
+                     mean_and_deviation(figures[name]["variant"]),
+                     f"{figures[name]['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
                      f"`{variant.options or '--data ' + str(variant.slices)}`"])
-    report(table(["question", "variant", "of", "its val AP", "val AP", "difference", "options"], rows), figures,
-           args.json)
+    head = ["question", "variant", "of", "seeds", "its val AP", "val AP", "difference", "options"]
+    report(table(head, rows), figures, args.json)
     if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} runs failed: see above")
+        raise UserError(f"{len(failed)} of {len(pairs)} runs failed: see above; the same command tries them again")
 
 
 if __name__ == "__main__":

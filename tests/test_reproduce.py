@@ -118,7 +118,8 @@ def test_ablations_vary_runs_of_the_study(study, tmp_path):
     """One option more, or other slices in the three places; compared with the study's run of that seed."""
     *_, out, _ = study
     names = ("mse 5", "teacher, slice 2 alone")
-    run_script("benchmarks/ablations.py", "--study", out, "--seeds", 3, "--only", *names, "--json", tmp_path / "a.json")
+    run_script("benchmarks/ablations.py", "--study", out, "--seeds", 3, "--only", *names, "--draws", 20, "--json",
+               tmp_path / "a.json")
     figures = json.loads((tmp_path / "a.json").read_text())
     for name, reference in zip(names, ("cmkd_mse", "teacher"), strict=True):
         weights = out / "ablations" / name.replace(",", "").replace(" ", "_") / f"seed3/{reference}.json"
@@ -126,12 +127,20 @@ def test_ablations_vary_runs_of_the_study(study, tmp_path):
                             for file in (weights, out / f"seed3/{reference}.json"))
         differ = {key for key, value in varied["arguments"].items() if value != original["arguments"][key]}
         assert differ == {"out", "run_dir", "mse_weight" if name == "mse 5" else "data"}
-        assert figures[name]["val_AP"] == [100 * varied["val"]["AP"]]
-        assert figures[name][f"val_AP of {reference}"] == [100 * original["val"]["AP"]]
+        own, of = 100 * varied["val"]["AP"], 100 * original["val"]["AP"]
+        assert (figures[name]["variant"], figures[name]["reference"]) == ([pytest.approx(own)], [pytest.approx(of)])
+        assert figures[name]["difference"] == pytest.approx(own - of)
+        low, high = figures[name]["interval"]
+        assert low <= high
     assert varied["val"] != original["val"]
     linked = out / "slices222"
     assert (linked / "gated0").resolve() == (linked / "gated2").resolve() != (linked / "images").resolve()
-    assert "| gated slices | teacher, slice 2 alone | teacher |" in (tmp_path / "a.md").read_text()
+    assert "| gated slices | teacher, slice 2 alone | teacher | 1 |" in (tmp_path / "a.md").read_text()
+    run_script("benchmarks/ablations.py", "--study", out, "--seeds", 3, "--only", "mse 0.05", "--epochs", 1, "--draws",
+               20, "--json", tmp_path / "b.json")
+    again = json.loads((tmp_path / "b.json").read_text())["mse 0.05"]["reference"]  # trained again, in as many epochs
+    assert again == figures["mse 5"]["reference"]
+    assert (out / "ablations/cmkd_mse/seed3/cmkd_mse.pth").is_file()
     error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 4, "--only", "mse 5", expect=2))
     assert "no finished seed4/cmkd_mse" in error
 
