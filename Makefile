@@ -1,4 +1,4 @@
-# make demo   install, simulate night frames, train all four networks, test, one table and one picture
+# make demo   install, simulate night frames, train all networks, test, one table and one picture
 # make test   install, run the tests        make lint   check style        make clean   remove what make made
 # make bench  the demo, then all figures of docs/performance.md into runs/bench (40 minutes on two cores)
 PYTHON ?= python3

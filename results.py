@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pycocotools.mask import iou
+
 from comparison import compare
 from curves import COLOURS, read_epochs
 from dataset import SeeingThroughFog
-from evaluation import finite
+from evaluation import finite, unseen_by_rgb
 from layout import condition_lists
 from score_files import markdown
 from scoring import with_conditions
 from utils import UserError, reason_of, save_json, versions, warn, write_atomically
 
-NETWORKS = {"teacher": "RGB + gated", "baseline": "RGB", "cmkd_mse": "RGB", "cmkd_adv": "RGB"}
+NETWORKS = {"teacher": "RGB + gated", "baseline": "RGB", "cmkd_mse": "RGB", "cmkd_adv": "RGB", "cmkd_plus": "RGB"}
+CEILING = "teacher_seen"  # the teacher's detections but for those of people whom RGB does not see
 MISSING = "-"
 
 Runs = dict[str, dict[int, dict[str, Any]]]  # by network and seed: scores by list, minutes, ...
@@ -38,7 +41,8 @@ def write_results(study: Study, out: Path) -> str:
     """Write results.json, results.md and, where matplotlib is installed, results.png; return the table."""
     runs, detections, trained = read_runs(study)
     frames, comparisons = compare_runs(study, detections, trained) if trained else ({}, {})
-    table = f"{markdown(results_rows(study, runs, comparisons))}\n\n{caption(study, runs, frames)}"
+    table = (f"{markdown(results_rows(study, runs, comparisons))}\n\n{caption(study, runs, frames)}"
+             f"{ceiling(comparisons.get(study.test_list, {}))}")
     save_json({"data": study.data, "val_list": study.val_list, "test_list": study.test_list, "seeds": study.seeds,
                "draws": study.draws, "frames": frames, "runs": finite(runs), "comparison": finite(comparisons),
                "versions": versions()}, out / "results.json")
@@ -95,9 +99,26 @@ def compare_runs(study: Study, detections: dict[str, dict[str, dict[int, list]]]
         one: {f"{name} {seed}": by_network[name][seed] for name in present for seed in seeds}
         for one, by_network in detections.items()})
     baseline, teacher = ("baseline", "teacher") if {"teacher", "baseline"} <= set(present) else (present[0], None)
-    return ({one: len(truth["images"]) for one, truth in truths.items()},
-            {one: compare(truth, {name: [found[one][f"{name} {seed}"] for seed in seeds] for name in present},
-                          baseline, teacher, study.draws) for one, truth in truths.items()})
+    comparisons = {}
+    for one, truth in truths.items():
+        each = {name: [found[one][f"{name} {seed}"] for seed in seeds] for name in present}
+        if teacher and unseen_by_rgb(truth["annotations"]).any():
+            each[CEILING] = [of_the_seen(truth, results) for results in each[teacher]]
+        comparisons[one] = compare(truth, each, baseline, teacher, study.draws)
+    return {one: len(truth["images"]) for one, truth in truths.items()}, comparisons
+
+
+def of_the_seen(ground_truth: dict[str, list], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those COCO results that do not lie, at IoU 0.5, on somebody whom the gated camera sees and RGB does not: what is
+    left of a teacher to whom the gated slices tell nothing of other people than the RGB picture."""
+    annotations = ground_truth["annotations"]
+    unseen: dict[int, list[list[float]]] = {}
+    for annotation, hidden in zip(annotations, unseen_by_rgb(annotations), strict=True):
+        if hidden:
+            unseen.setdefault(annotation["image_id"], []).append(annotation["bbox"])
+    return [result for result in results
+            if (boxes := unseen.get(result["image_id"])) is None
+            or iou([result["bbox"]], boxes, [0] * len(boxes)).max() < 0.5]
 
 
 def results_rows(study: Study, runs: Runs, comparisons: dict[str, dict]) -> list[list[str]]:
@@ -132,6 +153,15 @@ def caption(study: Study, runs: Runs, frames: dict[str, int]) -> str:
             f"Commit {', '.join(commits) or 'unknown'}.")
 
 
+def ceiling(comparison: dict[str, dict]) -> str:
+    """A sentence on how much of the gap there is to close for a network as good as the teacher on whom it sees."""
+    if CEILING not in comparison:
+        return ""
+    score = comparison[CEILING]["AP"]
+    return (f" The teacher without those whom RGB does not see: AP {100 * score['value']:.1f}, gap closed: "
+            f"{gap_cell(score)}, about the most that can be expected of RGB.")
+
+
 def mean_and_deviation(values: list[float]) -> str:
     """`12.3 ± 0.4`: the mean and, of several, the standard deviation."""
     defined = [value for value in values if math.isfinite(value)]
@@ -161,10 +191,13 @@ def draw(study: Study, runs: Runs, comparisons: dict[str, dict], file: Path) -> 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    names = list(comparisons[study.test_list])
+    names = [name for name in comparisons[study.test_list] if name != CEILING]
     colours = dict(zip(names, COLOURS, strict=False))
     figure, panels = pyplot.subplots(1, 3, figsize=(15, 1.6 + 0.55 * len(names)), layout="constrained")
     draw_scores(panels[0], "AP", f"AP on {study.test_list}, %", study, runs, comparisons, colours)
+    if CEILING in comparisons[study.test_list]:
+        panels[0].axvline(100 * comparisons[study.test_list][CEILING]["AP"]["value"], color="black", linestyle="--")
+        panels[0].set_xlabel("dashed: the teacher without those whom RGB does not see")
     draw_scores(panels[1], "recall_unseen", "found of the people unseen by RGB, %", study, runs, comparisons, colours)
     conditions = [one for one in condition_lists(study.data, study.test_list) if one in comparisons]
     draw_gaps(panels[2], [study.test_list, *conditions], comparisons, colours)
@@ -190,7 +223,7 @@ def draw_scores(panel: Any, score: str, title: str, study: Study, runs: Runs, co
 def draw_gaps(panel: Any, lists: list[str], comparisons: dict[str, dict], colours: dict[str, str]) -> None:
     """For each list a point for each student, with its interval as far as the panel goes."""
     students = [name for name, scores in comparisons[lists[0]].items()
-                if "gap_closed" in scores["AP"] and name not in ("teacher", "baseline")]
+                if "gap_closed" in scores["AP"] and name not in ("teacher", "baseline", CEILING)]
     shown = [0.0, 100.0]
     for number, name in enumerate(students):
         for place, one in enumerate(lists):

@@ -13,7 +13,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 True True -1 -1"
-NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")  # train_<name>.py; the students need the teacher
+NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv", "cmkd_plus")  # train_<name>.py; the students need the teacher
 TINY = ["--backbone", "resnet18", "--init", "none", "--min-size", "64", "--rois", "16", "--proposals", "50",
         "--batch-size", "2", "--workers", "0", "--device", "cpu"]
 

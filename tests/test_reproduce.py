@@ -21,7 +21,7 @@ from failures import run
 from jobs import Job, run_jobs, slots
 from layout import condition_lists
 from reproduce import PRESETS
-from results import Study, gap_cell, mean_and_deviation, results_rows, write_results
+from results import CEILING, Study, gap_cell, mean_and_deviation, of_the_seen, results_rows, write_results
 from utils import UserError, training_parser
 
 NETWORKS = ("teacher", "baseline", "cmkd_mse")
@@ -92,6 +92,25 @@ def test_the_table_is_that_of_the_runs(study, synthetic):
     assert results["runs"]["teacher"]["3"]["epoch"] == 1
     lists = ("val_night", "test_night")
     assert set(results["comparison"]) == {*lists, *(each for one in lists for each in condition_lists(synthetic, one))}
+
+
+def test_a_teacher_without_those_whom_rgb_does_not_see(study):
+    """By hand; and in the table where the list has such people."""
+    def person(image, box, **visible):
+        return {"image_id": image, "bbox": box, **visible}
+
+    truth = {"annotations": [person(0, [0, 0, 10, 20], visible_rgb=True, visible_gated=True),
+                             person(0, [50, 0, 10, 20], visible_rgb=False, visible_gated=True),
+                             person(1, [50, 0, 10, 20], visible_rgb=False, visible_gated=False),
+                             person(2, [50, 0, 10, 20])]}
+    boxes = [(0, [1, 0, 10, 20]), (0, [51, 0, 10, 20]), (0, [57, 0, 10, 20]), (0, [90, 0, 10, 20]),
+             (1, [50, 0, 10, 20]), (2, [50, 0, 10, 20])]
+    results = [{"image_id": image, "bbox": box} for image, box in boxes]
+    assert of_the_seen(truth, results) == [results[place] for place in (0, 2, 3, 4, 5)]
+    *_, out, _ = study
+    comparison = json.loads((out / "results.json").read_text())["comparison"]["test_night"]
+    assert comparison[CEILING]["AP"]["value"] <= comparison["teacher"]["AP"]["value"]
+    assert "The teacher without those whom RGB does not see" in (out / "results.md").read_text()
 
 
 def test_the_pictures(study):

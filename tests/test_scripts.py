@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from dataset import FOLDERS, SeeingThroughFog, TrainingBatches
 from evaluation import coco_metrics, finite, miss_metrics
-from models import build_detector
+from models import Detector, build_detector, inflate, load_detector
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,17 +20,19 @@ def test_training_writes_weights_json_log_and_state(trained, name):
     state = torch.load(trained / "weights" / f"{name}.pth", weights_only=True)
     assert state["backbone.body.conv1.weight"].shape[1] == (6 if name == "teacher" else 3)
     settings = json.loads((trained / "weights" / f"{name}.json").read_text())
-    assert (settings["min_size"], settings["norm"], settings["backbone"]) == (64, "batch", "resnet18")
+    # A network that begins with trained weights has a frozen norm.
+    norm = "frozen" if name == "cmkd_plus" else "batch"
+    assert (settings["min_size"], settings["norm"], settings["backbone"]) == (64, norm, "resnet18")
     assert settings["classes"] == ["Pedestrian,Pedestrian_is_group"]
     first, epoch = (json.loads(line) for line in (trained / "runs" / name / "log.jsonl").read_text().splitlines())
     assert first["arguments"]["max_iterations"] == 3
     assert epoch["iteration"] == 3
-    own = {"cmkd_mse": {"kd_mse"}, "cmkd_adv": {"kd_adv"}}.get(name, set())
+    own = {"cmkd_mse": {"kd_mse"}, "cmkd_adv": {"kd_adv"}, "cmkd_plus": {"kd_correlation"}}.get(name, set())
     assert epoch["losses"].keys() == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"} | own
     assert all(value > 0 for value in epoch["losses"].values())
     last = torch.load(trained / "runs" / name / "last.pth", weights_only=True)
     assert bool(last["also_trained"]) == (name == "cmkd_adv")
-    parameters = [key for key in state if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    parameters = list(load_detector(trained / "weights" / f"{name}.pth").parameters())
     discriminators = 4 * 8 if name == "cmkd_adv" else 0
     [group] = last["optimizer"]["param_groups"]
     assert len(group["params"]) == len(parameters) + discriminators
@@ -58,7 +60,7 @@ def test_what_a_train_script_hands_to_fit(frames, tmp_path, monkeypatch, name):
     assert ("measure" in named) == name.startswith("cmkd")
 
 
-@pytest.mark.parametrize("name", ["cmkd_mse", "cmkd_adv"])
+@pytest.mark.parametrize("name", ["cmkd_mse", "cmkd_adv", "cmkd_plus"])
 def test_students_report_their_teacher(trained, name):
     out = (trained / f"{name}.out").read_text()
     assert "teacher: val AP 0.0" in out
@@ -71,10 +73,30 @@ def test_students_and_baseline_start_alike(synthetic, tmp_path, trained):
     switched off, the student is the baseline."""
     common = ["--data", synthetic, "--max-iterations", 2, *TINY]
     run_script("train_baseline.py", *common, "--out", tmp_path / "w", "--run-dir", tmp_path / "a")
+    teacher = ["--teacher", trained / "weights/teacher.pth"]
     run_script("train_cmkd_mse.py", *common, "--out", tmp_path / "w", "--run-dir", tmp_path / "b", "--mse-weight", 0,
-               "--teacher", trained / "weights/teacher.pth")
-    baseline, student = (torch.load(tmp_path / run / "last.pth", weights_only=True)["model"] for run in "ab")
-    assert all(torch.equal(baseline[name], student[name]) for name in baseline)
+               *teacher)
+    run_script("train_cmkd_plus.py", *common, "--out", tmp_path / "w", "--run-dir", tmp_path / "c", "--start", "init",
+               "--feature-weight", 0, *teacher)
+    baseline, *students = (torch.load(tmp_path / run / "last.pth", weights_only=True)["model"] for run in "abc")
+    assert all(torch.equal(baseline[name], student[name]) for name in baseline for student in students)
+
+
+def test_the_plus_student_begins_as_the_teacher_and_costs_what_the_baseline_does(frames, tmp_path, monkeypatch):
+    script, students = importlib.import_module("train_cmkd_plus"), []
+    monkeypatch.setattr(script, "fit", lambda student, *_, **__: students.append(student))
+    torch.save(build_detector(6, 2, "resnet18", "none").state_dict(), tmp_path / "t.pth")
+    monkeypatch.setattr(sys, "argv", [script.__file__, "--data", str(frames), "--teacher", str(tmp_path / "t.pth"),
+                                      *TINY])
+    script.main()
+    own, teacher = students[0].state_dict(), load_detector(tmp_path / "t.pth").state_dict()
+    stem = "backbone.body.conv1.weight"
+    assert torch.equal(own.pop(stem), inflate(teacher[stem], 3))
+    for key, value in own.items():  # but for BatchNorm's epsilon, which a frozen norm has in its variance
+        assert torch.allclose(value, teacher[key], rtol=0, atol=2e-5 if key.endswith("running_var") else 0)
+    baseline = Detector(3, 2, "resnet18").state_dict()
+    assert {key: value.shape for key, value in own.items()} == {
+        key: value.shape for key, value in baseline.items() if key != stem}
 
 
 @pytest.mark.parametrize("channels", [3, 6])
