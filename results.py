@@ -239,4 +239,4 @@ def draw_gaps(panel: Any, lists: list[str], comparisons: dict[str, dict], colour
     panel.set(title="AP gap between baseline and teacher closed, %", yticks=range(len(lists)), yticklabels=lists,
               xlim=(min(defined) - 30, max(defined) + 30))
     if students:
-        panel.legend(loc="lower right", fontsize="small")
+        panel.legend(loc="best", fontsize="small")
