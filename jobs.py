@@ -63,15 +63,13 @@ class Processes:
 
 
 def slots(side_by_side: int | None) -> list[dict[str, str]]:
-    """The environment of each of the jobs that run at once: a GPU each, or a share of the cores. One core each is the
-    default, as two trainings on one thread each do more than one on two."""
-    if torch.cuda.is_available():
-        gpus = torch.cuda.device_count()
-        own = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        return [{"CUDA_VISIBLE_DEVICES": own[number % gpus]} for number in range(side_by_side or gpus)]
-    cores = hardware.cores()
-    count = side_by_side or cores
-    return [{"OMP_NUM_THREADS": str(max(1, cores // count))}] * count
+    """The environment of each of the jobs that run at once: a share of the cores, and a GPU where there are some. One
+    core each is the default without a GPU, as two trainings on one thread each do more than one on two."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    count = side_by_side or gpus or hardware.cores()
+    threads = {"OMP_NUM_THREADS": str(max(1, hardware.cores() // count))}
+    return [{**threads, "CUDA_VISIBLE_DEVICES": own[number % gpus]} if gpus else threads for number in range(count)]
 
 
 def run_jobs(jobs: list[Job], out: Path, environments: list[dict[str, str]]) -> dict[str, str]:

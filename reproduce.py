@@ -55,9 +55,10 @@ PRESETS = {
                   train="--backbone resnet18 --min-size 128 --rois 32 --proposals 100 --flip --workers 0 --cache ram "
                         "--epochs 6",
                   start="--stem inflate"),
-    "gpu": Preset(days="4000 200 0", nights="4000 600 1000", size="640x384", needs_cuda=True,
-                  pretrain="--init none --lr 0.02",
-                  train="--min-size 384 --batch-size 8 --flip --cache ram --epochs 12",
+    "gpu": Preset(days="4000 200 0", nights="1500 300 300", size="427x256", needs_cuda=True,
+                  pretrain="--init none --lr 0.02 --batch-size 16",
+                  train="--backbone resnet18 --min-size 256 --rois 128 --proposals 300 --batch-size 8 --flip "
+                        "--workers 1 --cache ram --epochs 6",
                   start="--stem inflate --lr 0.01"),
     "paper": Preset(train="--no-amp", start="", needs_cuda=True),
 }

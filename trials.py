@@ -106,9 +106,10 @@ def main() -> None:
         kernels = teacher.backbone.body.conv1.weight
         with torch.no_grad():
             student.backbone.body.conv1.weight.copy_(kernels[:, :3] + kernels[:, 3:].sum(dim=1, keepdim=True) / 3)
-    hallucinator = nn.Sequential(nn.Conv2d(FEATURE_CHANNELS, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 3, 1))
+    hallucinator = nn.Sequential(
+        nn.Conv2d(FEATURE_CHANNELS, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 3, 1)).to(args.device)
     adapters = nn.ModuleDict({level: nn.Conv2d(FEATURE_CHANNELS, FEATURE_CHANNELS, 1) for level in LEVELS})
-    for adapter in adapters.values():
+    for adapter in adapters.to(args.device).values():
         nn.init.dirac_(adapter.weight)
     discriminators = build_discriminators().to(args.device)
     steps, accuracies = 0, []

@@ -69,6 +69,10 @@ VARIANTS = {
     "mse 5": Variant("weight of the loss", "cmkd_mse", "--mse-weight 5"),
     "adv 0.03": Variant("weight of the loss", "cmkd_adv", "--adv-weight 0.03"),
     "adv 3": Variant("weight of the loss", "cmkd_adv", "--adv-weight 3"),
+    "plus 0": Variant("weight of the loss", "cmkd_plus", "--feature-weight 0"),
+    "plus 2": Variant("weight of the loss", "cmkd_plus", "--feature-weight 2"),
+    "plus 30": Variant("weight of the loss", "cmkd_plus", "--feature-weight 30"),
+    "plus, own start": Variant("start", "cmkd_plus", "--start init"),
     **{f"{name} reinit": Variant("stem", name, "--stem reinit")
        for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv")},
     **{f"teacher, slice {number} alone": Variant("gated slices", "teacher", slices=(number,) * 3)
@@ -143,6 +147,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT",
                         help=f"of {' | '.join(VARIANTS)} (default: all)")
     parser.add_argument("--epochs", type=at_least(1), help="of the runs and their references (default: the study's)")
+    parser.add_argument("--side-by-side", type=at_least(1), metavar="N",
+                        help="trainings at once (default: one for each GPU, else for each core)")
     parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()
@@ -154,7 +160,8 @@ def main() -> None:
         variants = {**{variant.of: Variant("as it is", variant.of) for variant in variants.values()}, **variants}
     pairs = {(name, seed): varied(name, variant, seed, args, study)
              for name, variant in variants.items() for seed in args.seeds}
-    failed = run_jobs([job for pair in pairs.values() for job in pair], args.study / "ablations", slots(None))
+    failed = run_jobs([job for pair in pairs.values() for job in pair], args.study / "ablations",
+                      slots(args.side_by_side))
     for name, reason in failed.items():
         warn(f"{name}: {reason}")
 

@@ -329,7 +329,9 @@ def test_a_gpu_for_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert slots(None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setattr(jobs.hardware, "cores", lambda: 16)
+    assert slots(None) == [{"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "8"},
+                           {"CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "8"}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert [one["CUDA_VISIBLE_DEVICES"] for one in slots(3)] == ["4", "7", "4"]
 
