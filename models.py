@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.hub import get_dir
-from torch.nn.functional import adaptive_max_pool2d, batch_norm
+from torch.nn.functional import adaptive_max_pool2d
 from torchvision.models import get_model_weights, resnet
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -40,7 +40,9 @@ class FrozenNorm(FrozenBatchNorm2d):
     """torchvision's, in one kernel, and of its input's type: torchvision's makes float32 of bfloat16."""
 
     def forward(self, features: Tensor) -> Tensor:
-        return batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        # Not functional.batch_norm, which in some releases of torch (2.11) refuses the eps of 0 that COCO weights need.
+        return torch.batch_norm(features, self.weight, self.bias, self.running_mean, self.running_var, False, 0.0,
+                                self.eps, torch.backends.cudnn.enabled)
 
 
 NORMS = {"frozen": partial(FrozenNorm, eps=0.0), "batch": nn.BatchNorm2d}
