@@ -21,6 +21,8 @@ import hardware
 from failures import StopRequest
 from utils import REPOSITORY, UserError, refuse_unwritable, save_json
 
+MEMORY_OF_A_TRAINING = 12 * 2**30  # bytes, more than ResNet-50 takes at the published size
+
 Records = dict[str, dict[str, Any]]
 
 
@@ -63,11 +65,15 @@ class Processes:
 
 
 def slots(side_by_side: int | None) -> list[dict[str, str]]:
-    """The environment of each of the jobs that run at once: a share of the cores, and a GPU where there are some. One
-    core each is the default without a GPU, as two trainings on one thread each do more than one on two."""
+    """The environment of each of the jobs that run at once: a share of the cores, and a GPU where there are some.
+
+    By default one for each core, as two trainings on one thread each do more than one on two; on GPUs, which a training
+    of small pictures keeps idle for most of the time (docs/performance.md), one for two cores as far as memory goes.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     own = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    count = side_by_side or gpus or hardware.cores()
+    fitting = sum(torch.cuda.get_device_properties(gpu).total_memory // MEMORY_OF_A_TRAINING for gpu in range(gpus))
+    count = side_by_side or max(gpus, min(fitting, hardware.cores() // 2)) or hardware.cores()
     threads = {"OMP_NUM_THREADS": str(max(1, hardware.cores() // count))}
     return [{**threads, "CUDA_VISIBLE_DEVICES": own[number % gpus]} if gpus else threads for number in range(count)]
 

@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{option}", nargs="*" if option in LISTS else None,
                             help="of the train scripts (default: the preset's)")
     parser.add_argument("--side-by-side", type=at_least(1), metavar="N",
-                        help="trainings at once (default: one for each GPU, else for each core)")
+                        help="trainings at once (default: one for each core, or what GPUs have room for)")
     parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
     args = parser.parse_args()
     args.out = args.out or Path("runs") / args.preset

@@ -236,7 +236,7 @@ def draw_gaps(panel: Any, lists: list[str], comparisons: dict[str, dict], colour
                        markersize=6, label=name if place == 0 else None)
     defined = [value for value in shown if math.isfinite(value)]
     panel.axvline(0, color="black", linewidth=0.8)
-    panel.set(title="AP gap between baseline and teacher closed, %", yticks=range(len(lists)), yticklabels=lists,
+    panel.set(title="AP gap closed, %", yticks=range(len(lists)), yticklabels=lists,
               xlim=(min(defined) - 30, max(defined) + 30))
     if students:
         panel.legend(loc="best", fontsize="small")

@@ -150,7 +150,7 @@ def main() -> None:
                         help=f"of {' | '.join(VARIANTS)} (default: all)")
     parser.add_argument("--epochs", type=at_least(1), help="of the runs and their references (default: the study's)")
     parser.add_argument("--side-by-side", type=at_least(1), metavar="N",
-                        help="trainings at once (default: one for each GPU, else for each core)")
+                        help="trainings at once (default: one for each core, or what GPUs have room for)")
     parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -325,13 +326,19 @@ def test_folders_that_are_none_of_ours(tmp_path):
         run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, slots(1))
 
 
-def test_a_gpu_for_each(monkeypatch):
+@pytest.mark.parametrize(("gibibytes", "cores", "expected"), [(80, 16, "01010101"), (24, 16, "0101"), (8, 16, "01"),
+                                                               (80, 2, "01")])
+def test_a_gpu_for_each(monkeypatch, gibibytes, cores, expected):
+    """As many as memory and cores allow, at least one on each."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties",
+                        lambda _: types.SimpleNamespace(total_memory=gibibytes * 2**30))
+    monkeypatch.setattr(jobs.hardware, "cores", lambda: cores)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(jobs.hardware, "cores", lambda: 16)
-    assert slots(None) == [{"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "8"},
-                           {"CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "8"}]
+    found = slots(None)
+    assert "".join(one["CUDA_VISIBLE_DEVICES"] for one in found) == expected
+    assert {one["OMP_NUM_THREADS"] for one in found} == {str(cores // len(expected))}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert [one["CUDA_VISIBLE_DEVICES"] for one in slots(3)] == ["4", "7", "4"]
 
