@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"))
     parser.add_argument("--features", choices=["pkd", "mse", "level_mse", "adv"], default="pkd")
     parser.add_argument("--feature-weight", type=non_negative_float, default=1.0)
-    parser.add_argument("--anneal", action="store_true", help="the features' weight falls linearly to zero")
+    parser.add_argument("--anneal", action="store_true", help="the features' weight falls as the learning rate does")
     parser.add_argument("--focus", type=non_negative_float, default=0.0)
     parser.add_argument("--disagreement", action="store_true",
                         help="--focus on the places where the two networks' objectness differs")
@@ -113,7 +113,7 @@ def main() -> None:
     for adapter in adapters.to(args.device).values():
         nn.init.dirac_(adapter.weight)
     discriminators = build_discriminators().to(args.device)
-    steps, accuracies, batches = 0, [], 0
+    steps, accuracies = 0, []
     averaged = copy.deepcopy(student).requires_grad_(False) if args.average else student
 
     @torch.no_grad()
@@ -140,11 +140,9 @@ def main() -> None:
         return torch.stack(losses).mean()
 
     def compute_losses(batch: Batch) -> dict[str, Tensor]:
-        nonlocal batches
         if args.average:
             follow()
-        left = max(0.0, 1 - batches / (args.epochs * len(train_loader))) if args.anneal else 1.0
-        batches += 1
+        left = optimizer.param_groups[0]["lr"] / args.lr if args.anneal else 1.0
         images, targets = batch
         losses, student_features = student([image[:3] for image in images], targets)
         with torch.no_grad():

@@ -53,6 +53,7 @@ TRIALS = {
     "from teacher, pearson 10, focus 20": f"--feature-weight 10 --focus 20 {FROM_TEACHER}",
     "from teacher, pearson 10, disagreement 20": f"--feature-weight 10 --focus 20 --disagreement {FROM_TEACHER}",
     "from teacher, pearson 10, annealed": f"--feature-weight 10 --anneal {FROM_TEACHER}",
+    "mse 0.5, annealed": "--features mse --feature-weight 0.5 --anneal",
     "from teacher, average 0.99": f"--feature-weight 0 --average 0.99 {FROM_TEACHER}",
     "objectness 1": "--feature-weight 0 --response-weight 1",
     "box classes 1": "--feature-weight 0 --box-weight 1",
