@@ -1,10 +1,15 @@
 """Shared by the tests: a folder of frames made by hand, a simulated set, and scripts run as a user runs them."""
 
+import contextlib
+import io
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -37,12 +42,37 @@ def write_frame(root, name, size=(160, 96), labels=""):
     (root / "gated_labels" / f"{name}.txt").write_text(labels)
 
 
-def run_script(script, *arguments, expect=0):
-    """Run a script of the repository and return the finished process; its exit code must be `expect`."""
-    done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True,
-                          env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, timeout=300)
+def run_script(script, *arguments, expect=0, own_process=False):
+    """Run a script of the repository and return the finished process; its exit code must be `expect`.
+
+    Most scripts run in this process, as a new one takes three seconds to import torch: the file itself, as `__main__`,
+    with these arguments and with its output caught.
+    """
+    if own_process or not script.startswith(("train_", "test.py", "visualize.py")):
+        done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True,
+                              env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, timeout=300)
+    else:
+        done = run_here([str(ROOT / script), *map(str, arguments)])
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def run_here(command):
+    before, output, errors, code = sys.argv, io.StringIO(), io.StringIO(), 0
+    sys.argv = command
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), \
+                patch.object(torch.cuda, "is_available", return_value=False):
+            runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    except Exception:
+        code = 1
+        errors.write(traceback.format_exc())
+    finally:
+        sys.argv = before
+        torch.use_deterministic_algorithms(False)
+    return subprocess.CompletedProcess(command, code, output.getvalue(), errors.getvalue())
 
 
 def the_error(done):

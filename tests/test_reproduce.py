@@ -18,11 +18,22 @@ from PIL import Image
 
 import jobs
 import reproduce
+from dataset import SeeingThroughFog
 from failures import run
 from jobs import Job, run_jobs, slots
 from layout import condition_lists
 from reproduce import PRESETS
-from results import CEILING, Study, gap_cell, mean_and_deviation, of_the_seen, results_rows, write_results
+from results import (
+    CEILING,
+    Study,
+    ceiling,
+    compare_runs,
+    gap_cell,
+    mean_and_deviation,
+    of_the_seen,
+    results_rows,
+    write_results,
+)
 from utils import UserError, training_parser
 
 NETWORKS = ("teacher", "baseline", "cmkd_mse")
@@ -91,6 +102,9 @@ def test_the_table_is_that_of_the_runs(study, synthetic):
     assert results["runs"]["teacher"]["3"]["minutes"] == pytest.approx(
         (log[-1]["train_seconds"] + log[-1]["val_seconds"]) / 60)
     assert results["runs"]["teacher"]["3"]["epoch"] == 1
+    commit = json.loads((out / "seed3/teacher.json").read_text())["versions"]["git"]
+    assert results["runs"]["teacher"]["3"]["git"] == commit
+    assert f"Commit {commit}." in (out / "results.md").read_text()
     lists = ("val_night", "test_night")
     assert set(results["comparison"]) == {*lists, *(each for one in lists for each in condition_lists(synthetic, one))}
 
@@ -109,9 +123,26 @@ def test_a_teacher_without_those_whom_rgb_does_not_see(study):
     results = [{"image_id": image, "bbox": box} for image, box in boxes]
     assert of_the_seen(truth, results) == [results[place] for place in (0, 2, 3, 4, 5)]
     *_, out, _ = study
-    comparison = json.loads((out / "results.json").read_text())["comparison"]["test_night"]
-    assert comparison[CEILING]["AP"]["value"] <= comparison["teacher"]["AP"]["value"]
     assert "The teacher without those whom RGB does not see" in (out / "results.md").read_text()
+
+
+def test_how_much_of_the_gap_there_is_to_close(synthetic):
+    """A teacher that finds everybody, and a baseline that finds half of those whom RGB sees."""
+    study = Study(synthetic, "val_night", "test_night", [0], {}, 20)
+    classes, found = ["Pedestrian"], {}
+    for one in ("val_night", "test_night"):
+        truth = SeeingThroughFog(synthetic, one, "rgb", classes).ground_truth()
+        everybody = [{**{key: person[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9}
+                     for person in truth["annotations"]]
+        seen = of_the_seen(truth, everybody)
+        assert 0 < len(seen) < len(everybody)
+        found[one] = {"teacher": {0: everybody}, "baseline": {0: seen[::2]}}
+    _, comparisons = compare_runs(study, found, {"classes": classes, "ignore": None})
+    scores = {name: comparisons["test_night"][name]["AP"]["value"] for name in ("teacher", CEILING, "baseline")}
+    assert scores["teacher"] == 1 > scores[CEILING] > scores["baseline"]
+    assert comparisons["test_night"][CEILING]["AP"]["gap_closed"] == pytest.approx(
+        (scores[CEILING] - scores["baseline"]) / (1 - scores["baseline"]))
+    assert f"AP {100 * scores[CEILING]:.1f}, gap closed" in ceiling(comparisons["test_night"])
 
 
 def test_the_pictures(study):
