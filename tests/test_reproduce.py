@@ -18,6 +18,7 @@ from PIL import Image
 
 import jobs
 import reproduce
+from comparison import compare
 from dataset import SeeingThroughFog
 from failures import run
 from jobs import Job, run_jobs, slots
@@ -165,9 +166,10 @@ def test_seeds_differ_and_options_reach_the_scripts(study):
     assert arguments["rois"] == 32  # the preset's
 
 
-def test_ablations_vary_runs_of_the_study(study, tmp_path):
+def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     """One option more, or other slices in the three places; compared with the study's run of that seed."""
     *_, out, _ = study
+    truth = SeeingThroughFog(synthetic, "val_night", "rgb").ground_truth()
     names = ("mse 5", "teacher, slice 2 alone")
     run_script("benchmarks/ablations.py", "--study", out, "--seeds", 3, "--only", *names, "--draws", 20, "--json",
                tmp_path / "a.json")
@@ -181,8 +183,11 @@ def test_ablations_vary_runs_of_the_study(study, tmp_path):
         own, of = 100 * varied["val"]["AP"], 100 * original["val"]["AP"]
         assert (figures[name]["variant"], figures[name]["reference"]) == ([pytest.approx(own)], [pytest.approx(of)])
         assert figures[name]["difference"] == pytest.approx(own - of)
-        low, high = figures[name]["interval"]
-        assert low <= high
+        detections = {role: [json.loads((folder / "detections.val_night.json").read_text())]
+                      for role, folder in (("before", out / f"seed3/{reference}"), ("after", weights.parent))}
+        interval = compare(truth, detections, "before", None, 20)["after"]["AP"]["difference_interval"]
+        assert figures[name]["interval"] == pytest.approx([100 * edge for edge in interval])
+        assert interval[0] < interval[1]
     assert varied["val"] != original["val"]
     linked = out / "slices222"
     assert (linked / "gated0").resolve() == (linked / "gated2").resolve() != (linked / "images").resolve()
