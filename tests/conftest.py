@@ -42,17 +42,18 @@ def write_frame(root, name, size=(160, 96), labels=""):
     (root / "gated_labels" / f"{name}.txt").write_text(labels)
 
 
-def run_script(script, *arguments, expect=0, own_process=False):
+def run_script(script, *arguments, expect=0):
     """Run a script of the repository and return the finished process; its exit code must be `expect`.
 
     Most scripts run in this process, as a new one takes three seconds to import torch: the file itself, as `__main__`,
     with these arguments and with its output caught.
     """
-    if own_process or not script.startswith(("train_", "test.py", "visualize.py")):
-        done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True,
-                              env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, timeout=300)
+    command = [str(ROOT / script), *map(str, arguments)]
+    if str(script).startswith(("train_", "test.py", "visualize.py")):
+        done = run_here(command)
     else:
-        done = run_here([str(ROOT / script), *map(str, arguments)])
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300,
+                              env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -187,7 +187,6 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
                       for role, folder in (("before", out / f"seed3/{reference}"), ("after", weights.parent))}
         interval = compare(truth, detections, "before", None, 20)["after"]["AP"]["difference_interval"]
         assert figures[name]["interval"] == pytest.approx([100 * edge for edge in interval])
-        assert interval[0] < interval[1]
     assert varied["val"] != original["val"]
     linked = out / "slices222"
     assert (linked / "gated0").resolve() == (linked / "gated2").resolve() != (linked / "images").resolve()
