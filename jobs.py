@@ -21,7 +21,7 @@ import hardware
 from failures import StopRequest
 from utils import REPOSITORY, UserError, refuse_unwritable, save_json
 
-MEMORY_OF_A_TRAINING = 12 * 2**30  # bytes, more than ResNet-50 takes at the published size
+MEMORY_OF_A_TRAINING = 12 * 2**30  # bytes; 5.5 GiB on a CPU at the published size (docs/performance.md)
 
 Records = dict[str, dict[str, Any]]
 
@@ -67,8 +67,8 @@ class Processes:
 def slots(side_by_side: int | None) -> list[dict[str, str]]:
     """The environment of each of the jobs that run at once: a share of the cores, and a GPU where there are some.
 
-    By default one for each core, as two trainings on one thread each do more than one on two; on GPUs, which a training
-    of small pictures keeps idle for most of the time (docs/performance.md), one for two cores as far as memory goes.
+    By default one for each core, as two trainings on one thread each do more than one on two; on GPUs, of which one
+    training of small pictures uses a part (docs/performance.md), one for two cores as far as memory goes.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     own = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")

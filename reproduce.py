@@ -67,7 +67,7 @@ PRESETS = {
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="smoke",
-                        help="smoke: minutes; cpu: hours on two cores; gpu: ResNet-50 on simulated frames; paper: the "
+                        help="smoke: minutes; cpu: hours on two cores; gpu: minutes of a large GPU; paper: the "
                              "published recipe on --data (default: smoke)")
     parser.add_argument("--out", type=Path, help="folder of everything (default: runs/PRESET)")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0], metavar="N",
