@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.ablations import option
 from benchmarks.measure import report, table
 from dataset import SeeingThroughFog, make_loader
 from engine import learning_rate, to_device
@@ -47,12 +46,11 @@ def main() -> None:
     teacher_file, jobs_file = own.study / f"seed{own.seed}/teacher.pth", own.study / "jobs.json"
     if not teacher_file.is_file() or not jobs_file.is_file():
         raise UserError(f"{own.study} has no teacher of seed {own.seed}: run reproduce.py first")
-    jobs = json.loads(jobs_file.read_text(encoding="utf-8"))
-    given = jobs[f"seed{own.seed}/baseline"]["arguments"][1:]
+    given = json.loads(jobs_file.read_text(encoding="utf-8"))[f"seed{own.seed}/baseline"]["arguments"][1:]
     args = training_parser("baseline", None).parse_args(given)
     seed_everything(own.seed)
 
-    data = SeeingThroughFog(args.data, option(given, "--train-list"), "rgb+gated", args.classes, args.ignore, args.flip)
+    data = SeeingThroughFog(args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip)
     data.decode_once("ram", args.min_size, args.max_size)
     loader = make_loader(data, args.batch_size, args.workers, shuffle=True)
     student = build_detector(3, data.num_classes, args.backbone, args.init, args.stem, min_size=args.min_size,

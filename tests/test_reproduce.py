@@ -200,6 +200,24 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     assert "no finished seed4/cmkd_mse" in error
 
 
+def test_discriminators_are_watched(study, tmp_path):
+    """In the first steps, at rates near zero, they cannot tell; a leaky ReLU makes other ones of them."""
+    *_, out, _ = study
+    watch = ["benchmarks/discriminators.py", "--study", out, "--seed"]
+    rows = {}
+    for slope in (0, 0.2):
+        run_script(*watch, 3, "--steps", 10, "--slope", slope, "--json", tmp_path / "d.json")
+        figures = json.loads((tmp_path / "d.json").read_text())
+        rows[slope] = figures["rows"]
+        assert [row[0] for row in figures["rows"]] == list(range(1, 11))
+        values = np.array(figures["rows"])[:, 1:].reshape(10, 3, 4)  # entropy, right, alive; by level
+        assert np.abs(values[0, 0] - math.log(2)).max() < 0.2
+        assert ((values[:, 1:] >= 0) & (values[:, 1:] <= 1)).all()
+        assert 0 < values[:, 2].mean() < 1
+    assert rows[0] != rows[0.2]
+    assert "has no teacher of seed 4" in the_error(run_script(*watch, 4, expect=2))
+
+
 def test_other_settings_are_refused(study):
     *_, out, command = study
     before = (out / "results.md").read_bytes(), (out / "jobs.json").read_bytes()
