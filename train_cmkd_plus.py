@@ -1,10 +1,11 @@
 """CMKD-Plus: an RGB student that begins as the teacher and keeps the course of its features, whatever their size.
 
-    L = L_det + w * mean over P2..P5 and channels of (1 - r(F_student, F_teacher)),  w = 10
+    L = L_det + w * mean over P2..P5 and channels of (1 - r(F_student, F_teacher)),  w = 10 * rate / initial rate
 
 r is Pearson's correlation over batch and places, as in PKD (Cao et al., NeurIPS 2022): where the student sees less than
 the teacher its features are weaker, and a squared error is mostly that. The student begins with the teacher's weights;
-of its stem, the kernels for gated slices are added to those for RGB. docs/results.md has what else was tried.
+of its stem, the kernels for gated slices are added to those for RGB. w follows the learning rate: the teacher leads at
+first, and the end of the schedule is the labels'. docs/results.md has what else was tried.
 """
 
 from pathlib import Path
@@ -40,7 +41,8 @@ def main() -> None:
     parser.add_argument("--start", choices=["teacher", "init"], default="teacher",
                         help="the student begins with the teacher's weights, or with --init and --stem as the others "
                              "do (default: teacher)")
-    parser.add_argument("--feature-weight", type=non_negative_float, default=10.0, help="w (default: 10)")
+    parser.add_argument("--feature-weight", type=non_negative_float, default=10.0,
+                        help="w at the initial learning rate (default: 10)")
     args = parser.parse_args()
     seed_everything(args.seed)
 
@@ -66,7 +68,9 @@ def main() -> None:
         losses, student_features = student([image[:3] for image in images], targets)
         with torch.no_grad():
             teacher_features = teacher.features(images)
-        losses["kd_correlation"] = args.feature_weight * feature_correlation(student_features, teacher_features)
+        [group] = optimizer.param_groups
+        weight = args.feature_weight * group["lr"] / group["initial_lr"]
+        losses["kd_correlation"] = weight * feature_correlation(student_features, teacher_features)
         return losses
 
     # Optimizer

@@ -99,6 +99,27 @@ def test_the_plus_student_begins_as_the_teacher_and_costs_what_the_baseline_does
         key: value.shape for key, value in baseline.items() if key != stem}
 
 
+def test_the_weight_of_the_correlation_follows_the_learning_rate(frames, tmp_path, monkeypatch):
+    script, calls = importlib.import_module("train_cmkd_plus"), []
+    monkeypatch.setattr(script, "fit", lambda *positional, **_: calls.append(positional))
+    torch.save(build_detector(6, 2, "resnet18", "none").state_dict(), tmp_path / "t.pth")
+    monkeypatch.setattr(sys, "argv", [script.__file__, "--data", str(frames), "--teacher", str(tmp_path / "t.pth"),
+                                      "--feature-weight", "3", *TINY])
+    script.main()
+    [(student, compute_losses, optimizer, *_)] = calls
+    student.train()
+    batch = tuple(zip(*(SeeingThroughFog(frames, "train_night", "rgb+gated")[index] for index in range(2)),
+                      strict=True))
+
+    def value(rate):
+        optimizer.param_groups[0].update(lr=rate, initial_lr=0.02)
+        torch.manual_seed(0)
+        return compute_losses(batch)["kd_correlation"].item()
+
+    assert value(0.02) > 0.01
+    assert value(0.002) == pytest.approx(0.1 * value(0.02), rel=1e-5)
+
+
 @pytest.mark.parametrize("channels", [3, 6])
 def test_test_script(synthetic, tmp_path, channels):
     """Untrained weights, as they are sure of nothing and so find something everywhere."""
