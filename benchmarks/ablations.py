@@ -29,45 +29,16 @@ from utils import OneLineParser, UserError, at_least, warn
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of the study, and the options that differ, with {teacher} for that seed's weights; `script` where it is
-    another one, `slices` which gated slice stands in each of the three places."""
+    """A run of the study, and the options that differ, with {teacher} for that seed's weights, or which gated slice
+    stands in each of the three places."""
 
     question: str
     of: str
     options: str = ""
-    script: str = ""
     slices: tuple[int, int, int] | None = None
 
 
-FROM_TEACHER = "--init {teacher} --stem inflate"
-TRIALS = {
-    "pearson 2": "--feature-weight 2",
-    "pearson 10": "--feature-weight 10",
-    "mse by level 1": "--features level_mse --feature-weight 1",
-    "from teacher": f"--feature-weight 0 {FROM_TEACHER}",
-    "from teacher, mse 0.5": f"--features mse --feature-weight 0.5 {FROM_TEACHER}",
-    "from teacher, pearson 2": f"--feature-weight 2 {FROM_TEACHER}",
-    "from teacher, pearson 10": f"--feature-weight 10 {FROM_TEACHER}",
-    "from teacher, pearson 30": f"--feature-weight 30 {FROM_TEACHER}",
-    "from teacher, pearson 10, 1x1": f"--feature-weight 10 --adapt {FROM_TEACHER}",
-    "from teacher, pearson 10, focus 20": f"--feature-weight 10 --focus 20 {FROM_TEACHER}",
-    "from teacher, pearson 10, disagreement 20": f"--feature-weight 10 --focus 20 --disagreement {FROM_TEACHER}",
-    "from teacher, pearson 10, annealed": f"--feature-weight 10 --anneal {FROM_TEACHER}",
-    "mse 0.5, annealed": "--features mse --feature-weight 0.5 --anneal",
-    "from teacher, average 0.99": f"--feature-weight 0 --average 0.99 {FROM_TEACHER}",
-    "objectness 1": "--feature-weight 0 --response-weight 1",
-    "box classes 1": "--feature-weight 0 --box-weight 1",
-    "hallucinate 1": "--feature-weight 0 --hallucinate-weight 1",
-    "average 0.99": "--feature-weight 0 --average 0.99",
-    "from teacher, pearson 10, objectness 1": f"--feature-weight 10 --response-weight 1 {FROM_TEACHER}",
-    "adv, accuracy": "--features adv --feature-weight 1",
-    "adv, warm-up of an epoch": "--features adv --feature-weight 1 --warm-up-epochs 1",
-    "mse, P2 alone": "--features mse --feature-weight 0.5 --feature-levels 0",
-    "mse, P5 alone": "--features mse --feature-weight 0.5 --feature-levels 3",
-}
 VARIANTS = {
-    **{name: Variant("tried", "baseline", "--teacher {teacher} " + options, "trials.py")
-       for name, options in TRIALS.items()},
     "mse 0.05": Variant("weight of the loss", "cmkd_mse", "--mse-weight 0.05"),
     "mse 5": Variant("weight of the loss", "cmkd_mse", "--mse-weight 5"),
     "adv 0.03": Variant("weight of the loss", "cmkd_adv", "--adv-weight 0.03"),
@@ -76,6 +47,7 @@ VARIANTS = {
     "plus 2": Variant("weight of the loss", "cmkd_plus", "--feature-weight 2"),
     "plus 30": Variant("weight of the loss", "cmkd_plus", "--feature-weight 30"),
     "plus, own start": Variant("start", "cmkd_plus", "--start init"),
+    "baseline, from teacher": Variant("start", "baseline", "--init {teacher} --stem inflate"),
     **{f"{name} reinit": Variant("stem", name, "--stem reinit")
        for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv")},
     **{f"teacher, slice {number} alone": Variant("gated slices", "teacher", slices=(number,) * 3)
@@ -115,7 +87,6 @@ def varied(name: str, variant: Variant, seed: int, args: argparse.Namespace, stu
         linked = args.study / f"slices{''.join(map(str, variant.slices))}"
         arguments += ["--data", str(with_slices(Path(option(arguments, "--data")), linked, variant.slices))]
     arguments += [word.format(teacher=args.study / f"seed{seed}/teacher.pth") for word in variant.options.split()]
-    script = variant.script or script
     weights = folder / script.replace("train_", "").replace(".py", ".pth")
     val_list = option(arguments, "--val-list")
     return Job(f"{name}/seed{seed}", [script, *arguments], weights), Job(

@@ -48,7 +48,6 @@ MAY_IMPORT = {
     "jobs": {"failures", "hardware", "utils"},
     "results": {"comparison", "curves", "dataset", "evaluation", "layout", "score_files", "scoring", "utils"},
     "reproduce": ROOMS | {"jobs", "results"},
-    "trials": ROOMS,
     **dict.fromkeys(TRAIN_SCRIPTS, ROOMS),
 }
 
