@@ -29,7 +29,7 @@ from utils import OneLineParser, UserError, at_least, warn
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of the study, and the options that differ, with {teacher} for that seed's weights, or which gated slice
+    """A run of the study, and the options that differ, with {seed} for that seed's folder, or which gated slice
     stands in each of the three places."""
 
     question: str
@@ -47,7 +47,8 @@ VARIANTS = {
     "plus 2": Variant("weight of the loss", "cmkd_plus", "--feature-weight 2"),
     "plus 30": Variant("weight of the loss", "cmkd_plus", "--feature-weight 30"),
     "plus, own start": Variant("start", "cmkd_plus", "--start init"),
-    "baseline, from teacher": Variant("start", "baseline", "--init {teacher} --stem inflate"),
+    "baseline, from teacher": Variant("start", "baseline", "--init {seed}/teacher.pth --stem inflate"),
+    "baseline, from baseline": Variant("start", "baseline", "--init {seed}/baseline.pth"),
     **{f"{name} reinit": Variant("stem", name, "--stem reinit")
        for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv")},
     **{f"teacher, slice {number} alone": Variant("gated slices", "teacher", slices=(number,) * 3)
@@ -86,7 +87,7 @@ def varied(name: str, variant: Variant, seed: int, args: argparse.Namespace, stu
     if variant.slices:
         linked = args.study / f"slices{''.join(map(str, variant.slices))}"
         arguments += ["--data", str(with_slices(Path(option(arguments, "--data")), linked, variant.slices))]
-    arguments += [word.format(teacher=args.study / f"seed{seed}/teacher.pth") for word in variant.options.split()]
+    arguments += [word.format(seed=args.study / f"seed{seed}") for word in variant.options.split()]
     weights = folder / script.replace("train_", "").replace(".py", ".pth")
     val_list = option(arguments, "--val-list")
     return Job(f"{name}/seed{seed}", [script, *arguments], weights), Job(
