@@ -209,7 +209,7 @@ def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[s
             images, targets = next(batches)
         rate = learning_rate(base_rate, epoch, step, len(loader))
         for group in optimizer.param_groups:
-            group.update(lr=rate, initial_lr=base_rate)  # the names of torch's own schedulers
+            group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         losses = compute_gradients(compute_losses, to_device((images, targets), device), device, arguments)
         distributed.average_gradients(parameters)

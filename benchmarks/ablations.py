@@ -43,11 +43,6 @@ VARIANTS = {
     "mse 5": Variant("weight of the loss", "cmkd_mse", "--mse-weight 5"),
     "adv 0.03": Variant("weight of the loss", "cmkd_adv", "--adv-weight 0.03"),
     "adv 3": Variant("weight of the loss", "cmkd_adv", "--adv-weight 3"),
-    "plus 0": Variant("weight of the loss", "cmkd_plus", "--feature-weight 0"),
-    "plus 2": Variant("weight of the loss", "cmkd_plus", "--feature-weight 2"),
-    "plus 30": Variant("weight of the loss", "cmkd_plus", "--feature-weight 30"),
-    "plus, own start": Variant("start", "cmkd_plus", "--start init"),
-    "baseline, from teacher": Variant("start", "baseline", "--init {seed}/teacher.pth --stem inflate"),
     "baseline, from baseline": Variant("start", "baseline", "--init {seed}/baseline.pth"),
     **{f"{name} reinit": Variant("stem", name, "--stem reinit")
        for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv")},

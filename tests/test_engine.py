@@ -113,8 +113,7 @@ def test_nothing_is_trained_once_max_iterations_was_reached(one_frame, tmp_path)
 
 
 def test_a_cut_epoch_shifts_no_schedule(tmp_path, monkeypatch):
-    """Epoch 1 is left after its first of three steps: epochs 2 to 5 go at the full rate and epoch 6 at a tenth; the
-    optimizer says which rate it began with, also after a resume."""
+    """Epoch 1 is left after its first of three steps: epochs 2 to 5 go at the full rate and epoch 6 at a tenth."""
     rates = []
     monkeypatch.setattr(engine, "learning_rate", lambda *where: rates.append(learning_rate(*where)) or rates[-1])
     for name in "abc":
@@ -124,8 +123,6 @@ def test_a_cut_epoch_shifts_no_schedule(tmp_path, monkeypatch):
     run_fit(dataset, tmp_path, Seer(set()), max_iterations=1, patience=20)
     run_fit(dataset, tmp_path, Seer(set()), epochs=6, patience=20, resume=True)
     assert rates == pytest.approx([0.001] + 12 * [1] + 3 * [0.1])
-    [group] = torch.load(tmp_path / "run/last.pth", weights_only=True)["optimizer"]["param_groups"]
-    assert (group["lr"], group["initial_lr"]) == pytest.approx((0.1, 1.0))
 
 
 def test_resume_of_another_run_leaves_finished_weights(one_frame, tmp_path):

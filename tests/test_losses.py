@@ -9,7 +9,6 @@ from torch import nn
 from models import LEVELS, DeterministicAdaptiveMaxPool, Discriminator, build_discriminators, reverse_gradient
 from train_cmkd_adv import domain_bce
 from train_cmkd_mse import feature_mse
-from train_cmkd_plus import feature_correlation
 
 
 def test_feature_mse_by_hand():
@@ -133,30 +132,3 @@ def test_the_deterministic_pool_is_torchs(size):
     (ours(one) * weights).sum().backward()
     (torchs(other) * weights).sum().backward()
     torch.testing.assert_close(one.grad, other.grad)
-
-
-def test_feature_correlation_by_hand():
-    """A channel that rises as the teacher's, however much, is right; one that falls where it rises is as wrong as can
-    be; the mean over channels, then over levels."""
-    student = {"0": torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[8.0, 6.0], [4.0, 2.0]]]]),
-               "1": torch.tensor([[[[1.0, 0.0, 0.0]]]])}
-    teacher = {"0": torch.tensor([[[[15.0, 25.0], [35.0, 45.0]], [[1.0, 2.0], [3.0, 4.0]]]]),
-               "1": torch.tensor([[[[0.0, 1.0, 0.0]]]])}
-    # level 0: r = 1 and -1, so (0 + 2) / 2; level 1: covariance -1/9, variances 2/9, so r = -1/2 and the loss 3/2
-    assert feature_correlation(student, teacher).item() == pytest.approx(1.25, abs=1e-4)
-
-
-def test_feature_correlation_is_over_batch_and_places():
-    """The level of a whole frame counts: it says whether there is anybody."""
-    student = {"0": torch.tensor([[[[0.0, 0.0]]], [[[1.0, 1.0]]]])}
-    assert feature_correlation(student, {"0": 5 * student["0"] + 3}).item() == pytest.approx(0, abs=1e-4)
-    swapped = {"0": student["0"].flip(0)}
-    assert feature_correlation(student, swapped).item() == pytest.approx(2, abs=1e-4)
-
-
-def test_feature_correlation_of_flat_features_has_a_finite_gradient():
-    student = {"0": torch.zeros(2, 3, 4, 4, requires_grad=True)}
-    loss = feature_correlation(student, {"0": torch.zeros(2, 3, 4, 4)})
-    loss.backward()
-    assert loss.item() == 1.0  # nothing correlates
-    assert torch.isfinite(student["0"].grad).all()
