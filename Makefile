@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(RUN) reproduce.py --preset smoke --out runs/demo
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
