@@ -18,6 +18,7 @@ from PIL import Image
 
 import jobs
 import reproduce
+from benchmarks.ablations import VARIANTS, varied
 from comparison import compare
 from dataset import SeeingThroughFog
 from failures import run
@@ -198,6 +199,17 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     assert (out / "ablations/cmkd_mse/seed3/cmkd_mse.pth").is_file()
     error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 4, "--only", "mse 5", expect=2))
     assert "no finished seed4/cmkd_mse" in error
+
+
+def test_an_ablation_may_begin_with_weights_of_its_seed(tmp_path):
+    """Of two --init argparse takes the last."""
+    study = {"test/seed3/baseline": {"done": True}, "seed3/baseline": {"arguments": [
+        "train_baseline.py", "--val-list", "val_night", "--data", "data", "--init", "days.pth", "--seed", "3"]}}
+    name = "baseline, from baseline"
+    training, _ = varied(name, VARIANTS[name], 3, types.SimpleNamespace(study=tmp_path, epochs=None), study)
+    args = training_parser("baseline", None).parse_args(training.arguments[1:])
+    assert (args.init, args.seed) == (str(tmp_path / "seed3/baseline.pth"), 3)
+    assert training.makes.parent == args.out != tmp_path / "seed3"
 
 
 def test_discriminators_are_watched(study, tmp_path):
