@@ -41,8 +41,12 @@ class Variant:
 VARIANTS = {
     "mse 0.05": Variant("weight of the loss", "cmkd_mse", "--mse-weight 0.05"),
     "mse 5": Variant("weight of the loss", "cmkd_mse", "--mse-weight 5"),
+    "mse, P2 alone": Variant("levels", "cmkd_mse", "--levels 0"),
+    "mse, P5 alone": Variant("levels", "cmkd_mse", "--levels 3"),
     "adv 0.03": Variant("weight of the loss", "cmkd_adv", "--adv-weight 0.03"),
     "adv 3": Variant("weight of the loss", "cmkd_adv", "--adv-weight 3"),
+    "adv, warm-up": Variant("start of the adversary", "cmkd_adv", "--adv-warm-up 300"),
+    "adv, leaky": Variant("discriminators", "cmkd_adv", "--slope 0.2"),
     "baseline, from baseline": Variant("start", "baseline", "--init {seed}/baseline.pth"),
     **{f"{name} reinit": Variant("stem", name, "--stem reinit")
        for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv")},
@@ -70,10 +74,11 @@ def option(arguments: list[str], name: str) -> str:
 
 def varied(name: str, variant: Variant, seed: int, args: argparse.Namespace, study: dict[str, Any]) -> tuple[Job, Job]:
     """The training of a variant and its test on the validation list. Raises `UserError` where the study lacks the run
-    that it varies."""
+    that it varies, or, where that is trained again, its teacher."""
     reference = f"seed{seed}/{variant.of}"
-    if not study.get(f"test/{reference}", {}).get("done"):
-        raise UserError(f"{args.study} has no finished {reference}: run reproduce.py with this seed first")
+    needed = f"seed{seed}/teacher" if args.epochs else reference
+    if not study.get(f"test/{needed}", {}).get("done"):
+        raise UserError(f"{args.study} has no finished {needed}: run reproduce.py with this seed first")
     folder = args.study / "ablations" / name.replace(",", "").replace(" ", "_") / f"seed{seed}"
     script, *arguments = study[reference]["arguments"]
     arguments += ["--out", str(folder), "--run-dir", str(folder)]

@@ -197,6 +197,18 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     again = json.loads((tmp_path / "b.json").read_text())["mse 0.05"]["reference"]  # trained again, in as many epochs
     assert again == figures["mse 5"]["reference"]
     assert (out / "ablations/cmkd_mse/seed3/cmkd_mse.pth").is_file()
+    # Who trains what is varied again needs a teacher from the study, and nothing else.
+    whole = (out / "jobs.json").read_text()
+    records = json.loads(whole)
+    records["test/seed5/cmkd_mse"]["done"] = False
+    (out / "jobs.json").write_text(json.dumps(records))
+    run_script("benchmarks/ablations.py", "--study", out, "--seeds", 5, "--only", "mse, P5 alone", "--epochs", 1,
+               "--draws", 20)
+    error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 5, "--only", "mse 5", expect=2))
+    (out / "jobs.json").write_text(whole)
+    assert "no finished seed5/cmkd_mse" in error
+    settings = json.loads((out / "ablations/mse_P5_alone/seed5/cmkd_mse.json").read_text())
+    assert settings["arguments"]["levels"] == ["3"]
     error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 4, "--only", "mse 5", expect=2))
     assert "no finished seed4/cmkd_mse" in error
 
