@@ -147,6 +147,9 @@ def comparable(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_other_settings(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `UserError` where a run would go on with other settings than it was started with."""
+    if gone := sorted(before.keys() - now.keys()):
+        raise UserError(f"{run_dir} was started with {gone[0]}, which this version does not have: go on with the one "
+                        "that started it, or start a new run with another --run-dir and --out")
     for name, value in now.items():
         if before.get(name, value) != value:  # an option that the run's version did not have says nothing
             raise UserError(f"{run_dir} was started with {name} {before[name]}, not {value}: pass the same, or "

@@ -172,10 +172,6 @@ class Detector(FasterRCNN):
         features = self.backbone(batch.tensors)
         return {level: features[level] for level in LEVELS}
 
-    def objectness(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """The region proposal network's logits `[B, anchors, h, w]` on each of the `features`, in float32."""
-        return self.rpn.head(list(features.values()))[0]
-
 
 def in_float32(outputs: Any) -> Any:
     """Tensors, and what is nested of them in lists and tuples, as float32."""
@@ -427,7 +423,7 @@ class GradientReversal(torch.autograd.Function):
     """Identity forward; backward, the gradient times -weight (Ganin & Lempitsky 2015)."""
 
     @staticmethod
-    def forward(context: Any, features: Tensor, weight: float | Tensor) -> Tensor:
+    def forward(context: Any, features: Tensor, weight: float) -> Tensor:
         context.weight = weight
         return features.view_as(features)
 
@@ -436,7 +432,7 @@ class GradientReversal(torch.autograd.Function):
         return -context.weight * gradient, None
 
 
-def reverse_gradient(features: Tensor, weight: float | Tensor) -> Tensor:
+def reverse_gradient(features: Tensor, weight: float) -> Tensor:
     """`features` unchanged; whatever loss follows pushes what made them the other way, `weight` times as hard."""
     return GradientReversal.apply(features, weight)
 

@@ -19,11 +19,11 @@ from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit, report_teacher
 from failures import run
 from models import WeightsError, build_detector, build_discriminators, load_teacher, reverse_gradient
-from utils import at_least, non_negative_float, seed_everything, training_parser
+from utils import non_negative_float, seed_everything, training_parser
 
 
 def domain_bce(discriminators: nn.ModuleDict, student_features: dict[str, Tensor], teacher_features: dict[str, Tensor],
-               weight: float | Tensor) -> Tensor:
+               weight: float) -> Tensor:
     """Mean over the levels of the discriminator's binary cross-entropy on both `[B, C, h, w]` maps; a scalar.
 
     `weight` is the lambda of the gradient reversal: it scales what the student receives, not the value.
@@ -43,8 +43,6 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"),
                         help="trained 6-channel weights (default: weights/teacher.pth)")
     parser.add_argument("--adv-weight", type=non_negative_float, default=0.3, help="lambda (published: 0.3)")
-    parser.add_argument("--adv-warm-up", type=at_least(1), default=1, metavar="N",
-                        help="lambda rises from 0 over N batches (published: 1, no warm-up)")
     parser.add_argument("--slope", type=non_negative_float, default=0.0,
                         help="of a leaky ReLU after the discriminators' last convolution (published: 0, a ReLU)")
     args = parser.parse_args()
@@ -64,8 +62,6 @@ def main() -> None:
         min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
         compiled=args.compile).to(args.device)
     discriminators = build_discriminators(args.slope).to(args.device)
-    # A buffer, so that a resumed run goes on with it.
-    discriminators.register_buffer("batches", torch.zeros((), device=args.device))
     teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
 
     # Loss
@@ -74,9 +70,7 @@ def main() -> None:
         losses, student_features = student([image[:3] for image in images], targets)
         with torch.no_grad():
             teacher_features = teacher.features(images)
-        discriminators.batches += 1
-        weight = args.adv_weight * (discriminators.batches / args.adv_warm_up).clamp(max=1)
-        losses["kd_adv"] = domain_bce(discriminators, student_features, teacher_features, weight)
+        losses["kd_adv"] = domain_bce(discriminators, student_features, teacher_features, args.adv_weight)
         return losses
 
     # Optimizer

@@ -2,9 +2,9 @@
 
     L = L_det            Faster R-CNN's four losses on RGB, from the teacher's weights
 
-What the teacher has learned is handed over once, where CMKD asks for its features in every step. Of the stem, the sum
-of the kernels for gated slices is shared out over those for RGB. --init and --stem change nothing here. Not in the
-paper; docs/results.md has the losses that were tried beside this start, and what they took from it.
+Of the teacher's stem, the sum of the kernels for gated slices is shared out over those for RGB. --init and --stem
+change nothing here. Not in the paper. In docs/results.md a baseline that trains for as many epochs as teacher and
+student together gains as much; the losses that were tried beside this start took from it.
 """
 
 from pathlib import Path
@@ -35,11 +35,11 @@ def main() -> None:
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
     # Networks
+    teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
     student = build_detector(
         3, train_set.num_classes, args.backbone, str(args.teacher), "inflate",
         min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
         compiled=args.compile).to(args.device)
-    teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:

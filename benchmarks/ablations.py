@@ -45,7 +45,6 @@ VARIANTS = {
     "mse, P5 alone": Variant("levels", "cmkd_mse", "--levels 3"),
     "adv 0.03": Variant("weight of the loss", "cmkd_adv", "--adv-weight 0.03"),
     "adv 3": Variant("weight of the loss", "cmkd_adv", "--adv-weight 3"),
-    "adv, warm-up": Variant("start of the adversary", "cmkd_adv", "--adv-warm-up 300"),
     "adv, leaky": Variant("discriminators", "cmkd_adv", "--slope 0.2"),
     "baseline, from baseline": Variant("start", "baseline", "--init {seed}/baseline.pth"),
     **{f"{name} reinit": Variant("stem", name, "--stem reinit")
@@ -76,10 +75,14 @@ def varied(name: str, variant: Variant, seed: int, args: argparse.Namespace, stu
     """The training of a variant and its test on the validation list. Raises `UserError` where the study lacks the run
     that it varies, or, where that is trained again, its teacher."""
     reference = f"seed{seed}/{variant.of}"
-    needed = f"seed{seed}/teacher" if args.epochs else reference
+    # What is trained again is not needed, but for its teacher or the weights that a variant begins with.
+    trained_again = args.epochs and "{seed}" not in variant.options and reference in study
+    needed = f"seed{seed}/teacher" if trained_again else reference
     if not study.get(f"test/{needed}", {}).get("done"):
         raise UserError(f"{args.study} has no finished {needed}: run reproduce.py with this seed first")
-    folder = args.study / "ablations" / name.replace(",", "").replace(" ", "_") / f"seed{seed}"
+    length = [f"{args.epochs}_epochs"] if args.epochs else []
+    title = "/".join([*length, name, f"seed{seed}"])
+    folder = args.study / "ablations" / title.replace(",", "").replace(" ", "_")
     script, *arguments = study[reference]["arguments"]
     arguments += ["--out", str(folder), "--run-dir", str(folder)]
     if args.epochs:
@@ -90,12 +93,12 @@ def varied(name: str, variant: Variant, seed: int, args: argparse.Namespace, stu
     arguments += [word.format(seed=args.study / f"seed{seed}") for word in variant.options.split()]
     weights = folder / script.replace("train_", "").replace(".py", ".pth")
     val_list = option(arguments, "--val-list")
-    return Job(f"{name}/seed{seed}", [script, *arguments], weights), Job(
-        f"test/{name}/seed{seed}", [
+    return Job(title, [script, *arguments], weights), Job(
+        f"test/{title}", [
             "test.py", "--weights", str(weights), "--data", option(arguments, "--data"), "--lists", val_list,
             "--workers", "0", *(["--no-amp"] if "--no-amp" in arguments else []), "--json", str(folder / "scores.json"),
             "--save-detections", str(folder / f"detections.{val_list}.json")],
-        folder / "scores.json", (f"{name}/seed{seed}",), reads=(weights,))
+        folder / "scores.json", (title,), reads=(weights,))
 
 
 def difference(data: Path, val_list: str, references: Sequence[Path], own: Sequence[Path], draws: int
@@ -127,6 +130,7 @@ def main() -> None:
     parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()
+    args.seeds, args.only = sorted(set(args.seeds)), list(dict.fromkeys(args.only))
     if not (args.study / "jobs.json").is_file():
         raise UserError(f"{args.study} is no study: run reproduce.py first, or name its folder")
     study = json.loads((args.study / "jobs.json").read_text(encoding="utf-8"))
@@ -146,7 +150,7 @@ def main() -> None:
         folders = {seed: (args.study / f"seed{seed}" / variant.of if not args.epochs
                           else pairs[variant.of, seed][1].makes.parent, pairs[name, seed][1].makes.parent)
                    for seed in args.seeds
-                   if not failed.keys() & {f"test/{name}/seed{seed}", f"test/{variant.of}/seed{seed}"}}
+                   if not any(pairs[one, seed][1].name in failed for one in (name, variant.of) if (one, seed) in pairs)}
         if not folders:
             continue
         references, own = zip(*folders.values(), strict=True)
@@ -161,7 +165,7 @@ def main() -> None:
     head = ["question", "variant", "of", "seeds", "its val AP", "val AP", "difference", "options"]
     report(table(head, rows), figures, args.json)
     if failed:
-        raise UserError(f"{len(failed)} of {len(pairs)} runs failed: see above; the same command tries them again")
+        raise UserError(f"{len(failed)} of {2 * len(pairs)} jobs failed: see above; the same command tries them again")
 
 
 if __name__ == "__main__":

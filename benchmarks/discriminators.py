@@ -63,7 +63,9 @@ def main() -> None:
     for step in tqdm(range(own.steps), unit="step", disable=None):
         epoch, within = divmod(step, len(loader))
         if not within:
-            loader.batch_sampler.begin(seed_everything(own.seed, epoch + 1))
+            epoch_seed = seed_everything(own.seed, epoch + 1)
+            loader.batch_sampler.begin(epoch_seed)
+            data.seed_flips(epoch_seed)
             batches = iter(loader)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.lr, epoch + 1, within, len(loader))
@@ -74,11 +76,14 @@ def main() -> None:
                 expected = teacher.features(images)
             entropies = [domain_bce(nn.ModuleDict({level: discriminators[level]}), features, expected, own.adv_weight)
                          for level in LEVELS]
+            # Without dropout, which the training alone has, and which would draw from the training's random numbers.
+            discriminators.eval()
             with torch.no_grad():
                 right = [((discriminators[level](features[level]) < 0).float().mean()
                           + (discriminators[level](expected[level]) > 0).float().mean()) / 2 for level in LEVELS]
                 alive = [(nn.Sequential(*list(discriminators[level])[:LAST_MAP])(expected[level]) > 0).float().mean()
                          for level in LEVELS]
+        discriminators.train()
         optimizer.zero_grad()
         (sum(losses.values()) + torch.stack(entropies).mean()).backward()
         optimizer.step()

@@ -264,6 +264,17 @@ def test_resume_refuses_other_settings(one_frame, tmp_path):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True, lr=0.5)
 
 
+def test_resume_refuses_a_run_with_an_option_that_is_gone(one_frame, tmp_path):
+    """It may have been what the run was about."""
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    last = tmp_path / "run/last.pth"
+    content = torch.load(last, weights_only=True)
+    content["arguments"]["feature_weight"] = 10.0
+    torch.save(content, last)
+    with pytest.raises(UserError, match="was started with feature_weight, which this version does not have"):
+        run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
+
+
 def test_a_run_of_a_version_without_an_option_goes_on(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     last = tmp_path / "run/last.pth"

@@ -295,19 +295,6 @@ def test_inflate_from_six_channels(tmp_path):
     torch.testing.assert_close(stem[:, 0] - stem[:, 2], source[STEM][:, 0] - source[STEM][:, 2])
 
 
-def test_objectness_is_what_proposals_are_made_of():
-    detector = small(3, "frozen").eval()
-    seen = []
-    detector.rpn.head.register_forward_hook(lambda _, __, outputs: seen.append(outputs[0]))
-    images = frames(count=2, size=(64, 96))
-    with torch.no_grad():
-        detector(images)
-        own = detector.objectness(detector.features(images))
-    assert [tuple(level.shape) for level in own] == [(2, 3, 16, 24), (2, 3, 8, 12), (2, 3, 4, 6), (2, 3, 2, 3)]
-    for level, expected in zip(own, seen[0], strict=False):
-        torch.testing.assert_close(level, expected)
-
-
 def test_one_value_per_channel_says_what_to_do():
     detector = Detector(3, 2, "resnet18", "batch", min_size=32, max_size=32)
     with pytest.raises(WeightsError, match=r"1 frame\(s\) of 32 px give: raise --batch-size or --min-size"):

@@ -21,19 +21,20 @@ import reproduce
 from benchmarks.ablations import VARIANTS, varied
 from comparison import compare
 from dataset import SeeingThroughFog
+from evaluation import finite
 from failures import run
 from jobs import Job, run_jobs, slots
 from layout import condition_lists
 from reproduce import PRESETS
 from results import (
-    CEILING,
+    WITHOUT_UNSEEN,
     Study,
-    ceiling,
     compare_runs,
     gap_cell,
+    gap_without_unseen,
     mean_and_deviation,
-    of_the_seen,
     results_rows,
+    without_unseen,
     write_results,
 )
 from utils import UserError, training_parser
@@ -108,43 +109,38 @@ def test_the_table_is_that_of_the_runs(study, synthetic):
     assert results["runs"]["teacher"]["3"]["git"] == commit
     assert f"Commit {commit}." in (out / "results.md").read_text()
     lists = ("val_night", "test_night")
-    assert set(results["comparison"]) == {*lists, *(each for one in lists for each in condition_lists(synthetic, one))}
+    conditions = {each for one in lists for each in condition_lists(synthetic, one)}
+    assert set(results["comparison"]) == {*lists, WITHOUT_UNSEEN, *conditions}
 
 
-def test_a_teacher_without_those_whom_rgb_does_not_see(study):
-    """By hand; and in the table where the list has such people."""
-    def person(image, box, **visible):
-        return {"image_id": image, "bbox": box, **visible}
-
-    truth = {"annotations": [person(0, [0, 0, 10, 20], visible_rgb=True, visible_gated=True),
-                             person(0, [50, 0, 10, 20], visible_rgb=False, visible_gated=True),
-                             person(1, [50, 0, 10, 20], visible_rgb=False, visible_gated=False),
-                             person(2, [50, 0, 10, 20])]}
-    boxes = [(0, [1, 0, 10, 20]), (0, [51, 0, 10, 20]), (0, [57, 0, 10, 20]), (0, [90, 0, 10, 20]),
-             (1, [50, 0, 10, 20]), (2, [50, 0, 10, 20])]
-    results = [{"image_id": image, "bbox": box} for image, box in boxes]
-    assert of_the_seen(truth, results) == [results[place] for place in (0, 2, 3, 4, 5)]
-    *_, out, _ = study
-    assert "The teacher without those whom RGB does not see" in (out / "results.md").read_text()
-
-
-def test_how_much_of_the_gap_there_is_to_close(synthetic):
-    """A teacher that finds everybody, and a baseline that finds half of those whom RGB sees."""
+def test_the_gap_among_those_whom_rgb_shows(synthetic):
+    """A teacher that finds everybody, a baseline that finds half of those whom RGB shows, and a student that finds all
+    of those, which closes this gap."""
     study = Study(synthetic, "val_night", "test_night", [0], {}, 20)
     classes, found = ["Pedestrian"], {}
     for one in ("val_night", "test_night"):
-        truth = SeeingThroughFog(synthetic, one, "rgb", classes).ground_truth()
+        people = SeeingThroughFog(synthetic, one, "rgb", classes).ground_truth()["annotations"]
         everybody = [{**{key: person[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9}
-                     for person in truth["annotations"]]
-        seen = of_the_seen(truth, everybody)
-        assert 0 < len(seen) < len(everybody)
-        found[one] = {"teacher": {0: everybody}, "baseline": {0: seen[::2]}}
+                     for person in people]
+        shown = [box for box, person in zip(everybody, people, strict=True)
+                 if not (person["visible_gated"] and not person["visible_rgb"])]
+        assert 1 < len(shown) < len(everybody)
+        found[one] = {"teacher": {0: everybody}, "baseline": {0: shown[::2]}, "cmkd_mse": {0: shown}}
     _, comparisons = compare_runs(study, found, {"classes": classes, "ignore": None})
-    scores = {name: comparisons["test_night"][name]["AP"]["value"] for name in ("teacher", CEILING, "baseline")}
-    assert scores["teacher"] == 1 > scores[CEILING] > scores["baseline"]
-    assert comparisons["test_night"][CEILING]["AP"]["gap_closed"] == pytest.approx(
-        (scores[CEILING] - scores["baseline"]) / (1 - scores["baseline"]))
-    assert f"AP {100 * scores[CEILING]:.1f}, gap closed" in ceiling(comparisons["test_night"])
+    scores, among_all = ({name: by_score["AP"] for name, by_score in comparisons[one].items()}
+                         for one in (WITHOUT_UNSEEN, "test_night"))
+    assert scores["teacher"]["value"] == scores["cmkd_mse"]["value"] == scores["cmkd_mse"]["gap_closed"] == 1
+    assert among_all["cmkd_mse"]["value"] < 1 == among_all["teacher"]["value"]
+    assert 0.3 < scores["baseline"]["value"] < 0.7
+    assert scores["baseline"]["value"] > among_all["baseline"]["value"]
+    sentence = gap_without_unseen(comparisons[WITHOUT_UNSEEN])
+    assert f"the teacher has AP 100.0 and the baseline {100 * scores['baseline']['value']:.1f}; gap" in sentence
+    assert "gap closed: cmkd_mse 100 %" in sentence
+
+
+def test_the_table_says_what_is_left_without_the_unseen(study):
+    *_, out, _ = study
+    assert "Without the unseen, who then count neither as found nor as missed" in (out / "results.md").read_text()
 
 
 def test_the_pictures(study):
@@ -196,7 +192,7 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
                20, "--json", tmp_path / "b.json")
     again = json.loads((tmp_path / "b.json").read_text())["mse 0.05"]["reference"]  # trained again, in as many epochs
     assert again == figures["mse 5"]["reference"]
-    assert (out / "ablations/cmkd_mse/seed3/cmkd_mse.pth").is_file()
+    assert (out / "ablations/1_epochs/cmkd_mse/seed3/cmkd_mse.pth").is_file()
     # Who trains what is varied again needs a teacher from the study, and nothing else.
     whole = (out / "jobs.json").read_text()
     records = json.loads(whole)
@@ -207,21 +203,75 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 5, "--only", "mse 5", expect=2))
     (out / "jobs.json").write_text(whole)
     assert "no finished seed5/cmkd_mse" in error
-    settings = json.loads((out / "ablations/mse_P5_alone/seed5/cmkd_mse.json").read_text())
+    settings = json.loads((out / "ablations/1_epochs/mse_P5_alone/seed5/cmkd_mse.json").read_text())
     assert settings["arguments"]["levels"] == ["3"]
     error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 4, "--only", "mse 5", expect=2))
     assert "no finished seed4/cmkd_mse" in error
 
 
+def test_networks_are_tested_on_brighter_and_darker_nights(study, synthetic, tmp_path):
+    """The same places in more and less light; the networks are the study's, of both seeds."""
+    *_, out, _ = study
+    jobs_file, script = out / "jobs.json", ["benchmarks/visible_share.py", "--study", out, "--seeds", 3, 5]
+    assert "has data of its own" in the_error(run_script(*script, expect=2))
+    whole = jobs_file.read_text()
+    records = {**json.loads(whole), "nights": {"arguments": ["make_synthetic.py", "--size", "128x80"], "done": True}}
+    jobs_file.write_text(json.dumps(records))
+    try:
+        run_script(*script, "--shares", 0.2, 0.8, "--frames", 6, "--draws", 20, "--json", tmp_path / "s.json")
+        assert "no finished teacher and baseline" in the_error(run_script(*script, "--seeds", 4, expect=2))
+    finally:
+        jobs_file.write_text(whole)
+    figures = json.loads((tmp_path / "s.json").read_text())
+    shares = {one: out / f"shares/6_frames_{one}" for one in ("0.2", "0.8")}
+    dark, bright = (figures[one] for one in ("0.2", "0.8"))
+    assert dark["measured"]["people"] == bright["measured"]["people"] > 0
+    assert dark["measured"]["visible_rgb"] < bright["measured"]["visible_rgb"]
+    for one, folder in shares.items():
+        scores = [json.loads((folder / f"seed{seed}/scores.json").read_text()) for seed in (3, 5)]
+        for name in NETWORKS:
+            assert figures[one]["all"][name]["AP"]["value"] == pytest.approx(
+                statistics.mean(score["metrics"]["test_night"][name]["AP"] for score in scores), abs=1e-12)
+        assert [score["weights"] for score in scores] == [
+            [str(out / f"seed{seed}/{name}.pth") for name in NETWORKS] for seed in (3, 5)]
+        truth = SeeingThroughFog(folder / "data", "test_night", "rgb").ground_truth()
+        found = {name: [json.loads((folder / f"seed{seed}/detections.{name}.json").read_text()) for seed in (3, 5)]
+                 for name in NETWORKS}
+        assert figures[one][WITHOUT_UNSEEN] == finite(
+            compare(without_unseen(truth), found, "baseline", "teacher", 20))
+        simulated = json.loads((folder / "data/synthetic.json").read_text())["parameters"]
+        assert simulated["seed"] not in (0, 1_000_000)  # those of a study's nights and days
+        assert simulated["visible_share"] == float(one)
+    assert dark["all"]["teacher"] != dark["all"]["baseline"]
+    rows = (tmp_path / "s.md").read_text().splitlines()
+    assert len(rows) == 2 + 2 * 2
+    assert rows[2].startswith(f"| {100 * dark['measured']['visible_rgb']:.0f} % | ")
+    assert f"| {WITHOUT_UNSEEN} | " in rows[3]
+    for name, cell in zip(NETWORKS, rows[3].split(" | ")[3:], strict=False):
+        assert cell == f"{100 * dark[WITHOUT_UNSEEN][name]['AP']['value']:.1f}"
+
+
 def test_an_ablation_may_begin_with_weights_of_its_seed(tmp_path):
-    """Of two --init argparse takes the last."""
+    """Of two --init and two --epochs argparse takes the last. Runs of other lengths have other names and folders."""
     study = {"test/seed3/baseline": {"done": True}, "seed3/baseline": {"arguments": [
-        "train_baseline.py", "--val-list", "val_night", "--data", "data", "--init", "days.pth", "--seed", "3"]}}
+        "train_baseline.py", "--val-list", "val_night", "--data", "data", "--init", "days.pth", "--seed", "3",
+        "--epochs", "6"]}}
     name = "baseline, from baseline"
-    training, _ = varied(name, VARIANTS[name], 3, types.SimpleNamespace(study=tmp_path, epochs=None), study)
-    args = training_parser("baseline", None).parse_args(training.arguments[1:])
-    assert (args.init, args.seed) == (str(tmp_path / "seed3/baseline.pth"), 3)
-    assert training.makes.parent == args.out != tmp_path / "seed3"
+    runs = {}
+    for epochs in (None, 2):
+        own = types.SimpleNamespace(study=tmp_path, epochs=epochs)
+        runs[epochs], test = varied(name, VARIANTS[name], 3, own, study)
+        assert test.needs == (runs[epochs].name,)
+        args = training_parser("baseline", None).parse_args(runs[epochs].arguments[1:])
+        assert (args.init, args.seed, args.epochs) == (str(tmp_path / "seed3/baseline.pth"), 3, epochs or 6)
+        assert runs[epochs].makes.parent == args.out == args.run_dir != tmp_path / "seed3"
+    assert runs[None].name != runs[2].name
+    assert runs[None].makes != runs[2].makes
+    study["test/seed3/baseline"]["done"] = False  # its weights may be those of its first epoch
+    with pytest.raises(UserError, match="no finished seed3/baseline"):
+        varied(name, VARIANTS[name], 3, own, study)
+    with pytest.raises(UserError, match="no finished seed3/cmkd_mse"):
+        varied("mse 5", VARIANTS["mse 5"], 3, own, study)
 
 
 def test_discriminators_are_watched(study, tmp_path):

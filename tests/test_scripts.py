@@ -95,19 +95,6 @@ def test_levels_are_those_of_the_mean(synthetic, tmp_path, trained):
     assert losses["01"] != pytest.approx(losses["23"])
 
 
-def test_the_adversary_warms_up_and_a_resumed_run_goes_on_with_it(synthetic, tmp_path, trained):
-    """Half of the way up, 0.6 is the published 0.3."""
-    def train(name, iterations, *options):
-        run_script("train_cmkd_adv.py", "--data", synthetic, "--teacher", trained / "weights/teacher.pth", *TINY,
-                   "--out", tmp_path / name, "--run-dir", tmp_path / name, "--max-iterations", iterations, *options)
-        return tmp_path / name
-
-    warm_up = ["--adv-weight", 0.6, "--adv-warm-up", 2]
-    assert same_weights(train("warm", 1, *warm_up), train("published", 1))
-    assert not same_weights(train("warm", 2, *warm_up, "--resume"), train("published", 2, "--resume"))
-    assert torch.load(tmp_path / "warm/last.pth", weights_only=True)["also_trained"]["batches"] == 2
-
-
 def test_the_plus_student_is_a_baseline_that_begins_as_the_teacher(synthetic, tmp_path, trained):
     common = ["--data", synthetic, "--max-iterations", 2, "--out", tmp_path / "w", *TINY]
     teacher = trained / "weights/teacher.pth"
@@ -236,6 +223,7 @@ BAD_INPUT = {
     "missing slice": ("train_teacher.py", [], "gated2/clear_night_00000_01.png", "train_night.txt:2: "),
     "unknown class": ("train_baseline.py", ["--classes", "Pedestrain"], None, "'Pedestrain'"),
     "missing teacher": ("train_cmkd_mse.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or pass"),
+    "missing teacher, plus": ("train_cmkd_plus.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or"),
     "missing teacher, adv": ("train_cmkd_adv.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or pass"),
     "init file": ("train_baseline.py", ["--init", "no.pth"], None, "no.pth is missing"),
     "unknown backbone": ("train_baseline.py", ["--backbone", "vgg"], None, "choose one of resnet18"),
