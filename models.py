@@ -453,14 +453,14 @@ class Discriminator(nn.Sequential):
     last 2x2 max pool is an adaptive one to that map: the same function at 500x833 input, and defined at any size.
     """
 
-    def __init__(self, early_pool: bool, map_size: tuple[int, int], slope: float) -> None:
+    def __init__(self, early_pool: bool, map_size: tuple[int, int]) -> None:
         super().__init__(
             nn.Conv2d(FEATURE_CHANNELS, 128, kernel_size=1),
             nn.ReLU(),
             # ceil_mode changes nothing on the even maps of the published size and keeps a 1-pixel map alive.
             nn.MaxPool2d(2, ceil_mode=True) if early_pool else nn.Identity(),
             nn.Conv2d(128, 1, kernel_size=1),
-            nn.LeakyReLU(slope) if slope else nn.ReLU(),
+            nn.ReLU(),
             DeterministicAdaptiveMaxPool(map_size),
             nn.Flatten(),
             nn.Linear(map_size[0] * map_size[1], 108),
@@ -470,14 +470,11 @@ class Discriminator(nn.Sequential):
         )
 
 
-def build_discriminators(slope: float = 0.0) -> nn.ModuleDict:
-    """One discriminator per level, published sizes: a 32x54 map for P2, 16x27 for P3, P4 and P5.
-
-    With a `slope` the activation after the last convolution is a leaky ReLU, whose gradient does not vanish.
-    """
+def build_discriminators() -> nn.ModuleDict:
+    """One discriminator per level, published sizes: a 32x54 map for P2, 16x27 for P3, P4 and P5."""
     return nn.ModuleDict({
-        "0": Discriminator(early_pool=True, map_size=(32, 54), slope=slope),
-        "1": Discriminator(early_pool=True, map_size=(16, 27), slope=slope),
-        "2": Discriminator(early_pool=False, map_size=(16, 27), slope=slope),
-        "3": Discriminator(early_pool=False, map_size=(16, 27), slope=slope),
+        "0": Discriminator(early_pool=True, map_size=(32, 54)),
+        "1": Discriminator(early_pool=True, map_size=(16, 27)),
+        "2": Discriminator(early_pool=False, map_size=(16, 27)),
+        "3": Discriminator(early_pool=False, map_size=(16, 27)),
     })

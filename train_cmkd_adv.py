@@ -43,8 +43,6 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"),
                         help="trained 6-channel weights (default: weights/teacher.pth)")
     parser.add_argument("--adv-weight", type=non_negative_float, default=0.3, help="lambda (published: 0.3)")
-    parser.add_argument("--slope", type=non_negative_float, default=0.0,
-                        help="of a leaky ReLU after the discriminators' last convolution (published: 0, a ReLU)")
     args = parser.parse_args()
     seed_everything(args.seed)
 
@@ -61,7 +59,7 @@ def main() -> None:
         3, train_set.num_classes, args.backbone, args.init, args.stem,
         min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
         compiled=args.compile).to(args.device)
-    discriminators = build_discriminators(args.slope).to(args.device)
+    discriminators = build_discriminators().to(args.device)
     teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
 
     # Loss

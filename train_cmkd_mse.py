@@ -15,7 +15,7 @@ from torch.optim import SGD
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit, report_teacher
 from failures import run
-from models import LEVELS, WeightsError, build_detector, load_teacher
+from models import WeightsError, build_detector, load_teacher
 from utils import non_negative_float, seed_everything, training_parser
 
 
@@ -30,8 +30,6 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"),
                         help="trained 6-channel weights (default: weights/teacher.pth)")
     parser.add_argument("--mse-weight", type=non_negative_float, default=0.5, help="alpha (published: 0.5)")
-    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=LEVELS,
-                        help="of the pyramid, 0 to 3 for P2 to P5, that the loss is the mean of (published: all)")
     args = parser.parse_args()
     seed_everything(args.seed)
 
@@ -56,7 +54,6 @@ def main() -> None:
         losses, student_features = student([image[:3] for image in images], targets)
         with torch.no_grad():
             teacher_features = teacher.features(images)
-        teacher_features = {level: teacher_features[level] for level in args.levels}
         losses["kd_mse"] = args.mse_weight * feature_mse(student_features, teacher_features)
         return losses
 

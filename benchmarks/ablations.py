@@ -41,11 +41,8 @@ class Variant:
 VARIANTS = {
     "mse 0.05": Variant("weight of the loss", "cmkd_mse", "--mse-weight 0.05"),
     "mse 5": Variant("weight of the loss", "cmkd_mse", "--mse-weight 5"),
-    "mse, P2 alone": Variant("levels", "cmkd_mse", "--levels 0"),
-    "mse, P5 alone": Variant("levels", "cmkd_mse", "--levels 3"),
     "adv 0.03": Variant("weight of the loss", "cmkd_adv", "--adv-weight 0.03"),
     "adv 3": Variant("weight of the loss", "cmkd_adv", "--adv-weight 3"),
-    "adv, leaky": Variant("discriminators", "cmkd_adv", "--slope 0.2"),
     "baseline, from baseline": Variant("start", "baseline", "--init {seed}/baseline.pth"),
     **{f"{name} reinit": Variant("stem", name, "--stem reinit")
        for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv")},

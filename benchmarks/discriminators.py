@@ -56,7 +56,10 @@ def main() -> None:
     student = build_detector(3, data.num_classes, args.backbone, args.init, args.stem, min_size=args.min_size,
                              max_size=args.max_size, rois=args.rois).to(args.device).train()
     teacher = load_teacher(teacher_file, args.min_size, args.max_size).to(args.device)
-    discriminators = build_discriminators(own.slope).to(args.device).train()
+    discriminators = build_discriminators().to(args.device).train()
+    if own.slope:
+        for discriminator in discriminators.values():
+            discriminator[LAST_MAP - 1] = nn.LeakyReLU(own.slope)
     optimizer = SGD([*student.parameters(), *discriminators.parameters()], args.lr, momentum=0.9, weight_decay=0.0005)
 
     seen, rows = [], []

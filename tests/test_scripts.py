@@ -84,17 +84,6 @@ def test_students_and_baseline_start_alike(synthetic, tmp_path, trained):
     assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
-def test_levels_are_those_of_the_mean(synthetic, tmp_path, trained):
-    common = ["--data", synthetic, "--max-iterations", 1, "--teacher", trained / "weights/teacher.pth", *TINY]
-    losses = {}
-    for levels in ("0123", "01", "23"):
-        folder = tmp_path / levels
-        run_script("train_cmkd_mse.py", *common, "--out", folder, "--run-dir", folder, "--levels", *levels)
-        losses[levels] = json.loads((tmp_path / levels / "log.jsonl").read_text().splitlines()[1])["losses"]["kd_mse"]
-    assert losses["0123"] == pytest.approx((losses["01"] + losses["23"]) / 2)
-    assert losses["01"] != pytest.approx(losses["23"])
-
-
 def test_the_plus_student_is_a_baseline_that_begins_as_the_teacher(synthetic, tmp_path, trained):
     common = ["--data", synthetic, "--max-iterations", 2, "--out", tmp_path / "w", *TINY]
     teacher = trained / "weights/teacher.pth"
