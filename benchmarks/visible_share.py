@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=Path("runs/cpu"),
                         help="folder of reproduce.py, of simulated nights (default: runs/cpu)")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0], metavar="N", help="(default: 0)")
-    parser.add_argument("--shares", type=non_negative_float, nargs="+", default=[0.3, 0.6, 0.9], metavar="SHARE",
-                        help="of the people visible in RGB (default: 0.3 0.6 0.9)")
+    parser.add_argument("--shares", type=non_negative_float, nargs="+", default=[0.3, 0.6], metavar="SHARE",
+                        help="of the people visible in RGB (default: 0.3 0.6)")
     parser.add_argument("--frames", type=at_least(1), default=300, help="of each share (default: 300)")
     parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
