@@ -98,12 +98,24 @@ def varied(name: str, variant: Variant, seed: int, args: argparse.Namespace, stu
         folder / "scores.json", (title,), reads=(weights,))
 
 
+def read_study(folder: Path) -> dict[str, Any]:
+    """The jobs of a study, by name. Raises `UserError` where the folder holds none."""
+    if not (folder / "jobs.json").is_file():
+        raise UserError(f"{folder} is no study: run reproduce.py first, or name its folder")
+    return json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
+
+
+def ground_truth(data: Path, list_name: str, tested: Path) -> dict[str, list]:
+    """A list's COCO dictionary, with the classes of the network whose scores are in the folder `tested`."""
+    trained = json.loads((tested / "scores.json").read_text(encoding="utf-8"))
+    return SeeingThroughFog(data, list_name, "rgb", trained["classes"], trained["ignore"] or ["none"]).ground_truth()
+
+
 def difference(data: Path, val_list: str, references: Sequence[Path], own: Sequence[Path], draws: int
                ) -> dict[str, Any]:
     """AP on the validation list, in percent: of each seed's reference and variant, tested runs in these folders, and
     the mean difference with its 95 % interval over draws of frames and seeds."""
-    trained = json.loads((own[0] / "scores.json").read_text(encoding="utf-8"))
-    truth = SeeingThroughFog(data, val_list, "rgb", trained["classes"], trained["ignore"] or ["none"]).ground_truth()
+    truth = ground_truth(data, val_list, own[0])
     folders = {"reference": references, "variant": own}
     scores = compare(truth, {name: [json.loads((folder / f"detections.{val_list}.json").read_text(encoding="utf-8"))
                                     for folder in each] for name, each in folders.items()}, "reference", None, draws)
@@ -128,9 +140,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()
     args.seeds, args.only = sorted(set(args.seeds)), list(dict.fromkeys(args.only))
-    if not (args.study / "jobs.json").is_file():
-        raise UserError(f"{args.study} is no study: run reproduce.py first, or name its folder")
-    study = json.loads((args.study / "jobs.json").read_text(encoding="utf-8"))
+    study = read_study(args.study)
     variants = {name: VARIANTS[name] for name in args.only}
     if args.epochs:  # the study's own runs are longer, so what is varied is run as well
         variants = {**{variant.of: Variant("as it is", variant.of) for variant in variants.values()}, **variants}

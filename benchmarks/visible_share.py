@@ -17,10 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.ablations import option
+from benchmarks.ablations import ground_truth, option, read_study
 from benchmarks.measure import report, table
 from comparison import compare
-from dataset import SeeingThroughFog
 from failures import run
 from jobs import Job, run_jobs, slots
 from results import NETWORKS, WITHOUT_UNSEEN, gap_cell, without_unseen
@@ -41,8 +40,7 @@ def tested(weights: list[Path], data: Path, folder: Path, nights: Job, precision
 def scores_of(data: Path, folders: list[Path], names: list[str], draws: int) -> dict[str, dict[str, Any]]:
     """`comparison.compare` of the networks, tested in these folders once for each seed: on all people, and
     `WITHOUT_UNSEEN`."""
-    trained = json.loads((folders[0] / "scores.json").read_text(encoding="utf-8"))
-    truth = SeeingThroughFog(data, TEST_LIST, "rgb", trained["classes"], trained["ignore"] or ["none"]).ground_truth()
+    truth = ground_truth(data, TEST_LIST, folders[0])
     found = {name: [json.loads((folder / f"detections.{name}.json").read_text(encoding="utf-8"))
                     for folder in folders] for name in names}
     return {one: compare(people, found, "baseline", "teacher", draws)
@@ -61,9 +59,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
     args = parser.parse_args()
     args.seeds, args.shares = sorted(set(args.seeds)), sorted(set(args.shares))
-    if not (args.study / "jobs.json").is_file():
-        raise UserError(f"{args.study} is no study: run reproduce.py first, or name its folder")
-    study = json.loads((args.study / "jobs.json").read_text(encoding="utf-8"))
+    study = read_study(args.study)
     if "nights" not in study:
         raise UserError(f"{args.study} has data of its own: only simulated nights can be made brighter and darker")
     names = [name for name in NETWORKS

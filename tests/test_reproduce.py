@@ -198,10 +198,12 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     records = json.loads(whole)
     records["test/seed5/cmkd_mse"]["done"] = False
     (out / "jobs.json").write_text(json.dumps(records))
-    run_script("benchmarks/ablations.py", "--study", out, "--seeds", 5, "--only", "mse 0.05", "--epochs", 1,
-               "--draws", 20)
-    error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 5, "--only", "mse 5", expect=2))
-    (out / "jobs.json").write_text(whole)
+    vary = ["benchmarks/ablations.py", "--study", out, "--seeds", 5, "--only"]
+    try:
+        run_script(*vary, "mse 0.05", "--epochs", 1, "--draws", 20)
+        error = the_error(run_script(*vary, "mse 5", expect=2))
+    finally:
+        (out / "jobs.json").write_text(whole)
     assert "no finished seed5/cmkd_mse" in error
     settings = json.loads((out / "ablations/1_epochs/mse_0.05/seed5/cmkd_mse.json").read_text())
     assert settings["arguments"]["mse_weight"] == 0.05
