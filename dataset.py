@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 import distributed
 from cache import FrameCache, training_size
 from check_data import check
-from failures import end_loader_processes, leave_signals, run
+from failures import begin_loader_process, end_loader_processes, run
 from layout import (
     LABEL_HEIGHT,
     LABEL_WIDTH,
@@ -72,7 +72,8 @@ class SeeingThroughFog(Dataset):
         self.flip_seed = torch.zeros(1, dtype=torch.int64).share_memory_()  # loader processes outlive an epoch
         self.skip_bad = False
         self.cache: FrameCache | None = None
-        self.reading = torch.zeros(0, 2, dtype=torch.int64)
+        # Of each loader process: its number, the frame it is on, the number of the error that ended it.
+        self.reading = torch.zeros(0, 3, dtype=torch.int64)
         self.label_of = {name: label for label, group in enumerate(self.classes, start=1) for name in group
                          if not self._is_ignored(name)}
         self.names = read_list(self.list_file)
@@ -104,7 +105,7 @@ class SeeingThroughFog(Dataset):
         has the reasons by name as `unreadable`."""
         index = range(len(self))[index]  # its IndexError ends a loop over the dataset
         if worker := get_worker_info():
-            self.reading[worker.id] = torch.tensor([os.getpid(), index])
+            self.reading[worker.id, :2] = torch.tensor([os.getpid(), index])
         unreadable = {}
         for other in (*range(index, len(self)), *range(index)):
             try:
@@ -305,14 +306,14 @@ class TrainingBatches(Sampler[list[int]]):
 def make_loader(dataset: SeeingThroughFog, batch_size: int, workers: int, shuffle: bool = False) -> DataLoader:
     """A loader of (images, targets), of several processes each its part: for training (`shuffle`) in batches of
     `TrainingBatches`, else in order, each frame once."""
-    dataset.reading = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
+    dataset.reading = torch.zeros(workers, 3, dtype=torch.int64).share_memory_()
     batches = ({"batch_sampler": TrainingBatches(len(dataset), batch_size)} if shuffle else
                {"batch_size": batch_size,
                 "sampler": range(distributed.rank(), len(dataset), distributed.world_size())})
     if workers:  # they outlive an epoch, and Python would wait for their end: atexit's, but also in its child processes
         Finalize(None, end_loader_processes, exitpriority=1)
     # The generator is for the seeds that workers get: drawn from torch's own, they would shift all that follows.
-    return DataLoader(dataset, **batches, num_workers=workers, collate_fn=collate, worker_init_fn=leave_signals,
+    return DataLoader(dataset, **batches, num_workers=workers, collate_fn=collate, worker_init_fn=begin_loader_process,
                       pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0,
                       generator=torch.Generator())
 

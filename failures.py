@@ -6,12 +6,14 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.queues import Queue
 from pathlib import Path
 from types import FrameType
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 import distributed
 import hardware
@@ -72,14 +74,23 @@ def is_out_of_memory(error: Exception) -> bool:
             or any(text in str(error) for text in OUT_OF_MEMORY))
 
 
-def leave_signals(_: int) -> None:
-    """Ctrl-C and SIGTERM, often sent to all processes of a run, are for the main one, which ends its loader's."""
+def begin_loader_process(_: int) -> None:
+    """Ctrl-C and SIGTERM, often sent to all processes of a run, are for the main one, which ends its loader's. And a
+    batch that can't be handed over ends the process: the queue would drop it, and the main one wait for it for ever."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(end_loader_process)
+
+
+def end_loader_process(error: Exception, _: object) -> None:
+    """Called by the queue's thread in a loader's process. Leaves the error's number to `naming_dead_workers`."""
+    worker = get_worker_info()
+    worker.dataset.reading[worker.id, 2] = getattr(error, "errno", None) or 0
+    os._exit(1)
 
 
 def end_loader_processes() -> None:
-    """End what `leave_signals` made deaf."""
+    """End what `begin_loader_process` made deaf."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a failure
     for process in multiprocessing.active_children():
         process.kill()
@@ -115,14 +126,18 @@ class StopRequest:
 
 @contextlib.contextmanager
 def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
-    """Turn the death of one of the loader's processes into a `UserError` that names the frame it was on."""
+    """Turn the death of one of the loader's processes into a `UserError` that names the frame it was on, or why it
+    could hand nothing over."""
     try:
         yield
     except RuntimeError as error:
         if not (found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))):
             raise
         dead = [int(number) for number in found[1].split(",")]
-        frames = [str(loader.dataset.files[index][0]) for process, index in loader.dataset.reading.tolist()
-                  if process in dead]
-        raise UserError(f"a loader process ended ({reason_of(error)}) on {', '.join(frames) or 'no frame yet'}: look "
-                        "at this frame; if it is sound, memory was short: lower --workers") from None
+        ended = [row for row in loader.dataset.reading.tolist() if row[0] in dead]
+        if reasons := [os.strerror(number) for *_, number in ended if number]:
+            raise UserError(f"a loader process can hand no frame over ({reasons[0]}): it needs room in "
+                            f"{tempfile.gettempdir()} and open files (ulimit -n); --workers 0 does without") from None
+        frames = ", ".join(str(loader.dataset.files[index][0]) for _, index, _ in ended) or "no frame yet"
+        raise UserError(f"a loader process ended ({reason_of(error)}) on {frames}: look at this frame; if it is sound, "
+                        "memory was short: lower --workers") from None

@@ -1,7 +1,9 @@
 """What training promises when it is killed, stopped, starved or fed damaged files: real scripts, real signals."""
 
 import contextlib
+import errno
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -292,6 +294,24 @@ def test_a_loader_process_that_dies_names_its_frame(tmp_path):
     val = make_loader(SeeingThroughFog(tmp_path, "val_night", "rgb"), 1, 0)
     train = make_loader(Deadly(tmp_path, "train_night", "rgb"), 1, 1, shuffle=True)
     with pytest.raises(UserError, match=r"a loader process ended .* on .*images/b.png: look at this frame"):
+        fit(model, lambda _: {"loss": model.steps.sum()}, torch.optim.SGD(model.parameters(), lr=1.0), train, val,
+            weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run", settings={}, arguments=settings_of_fit())
+
+
+@pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, "No space left on device"),
+                                              (errno.EMFILE, "Too many open files")])
+def test_a_loader_process_that_can_hand_nothing_over_ends_the_run(tmp_path, monkeypatch, number, reason):
+    """Its queue would drop what it read, and torch wait for ever."""
+    three_frames(tmp_path)
+
+    def refuse():
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(multiprocessing.util, "get_temp_dir", refuse)
+    model = Seer({1})
+    val = make_loader(SeeingThroughFog(tmp_path, "val_night", "rgb"), 1, 0)
+    train = make_loader(SeeingThroughFog(tmp_path, "train_night", "rgb"), 1, 1, shuffle=True)
+    with pytest.raises(UserError, match=rf"a loader process can hand no frame over \({reason}\): it needs room in /"):
         fit(model, lambda _: {"loss": model.steps.sum()}, torch.optim.SGD(model.parameters(), lr=1.0), train, val,
             weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run", settings={}, arguments=settings_of_fit())
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def study(synthetic, tmp_path_factory):
     first = run_script(*command, expect=2)
     first_table, first_results = (out / "results.md").read_text(), json.loads((out / "results.json").read_text())
     (out / "seed5/cmkd_mse").unlink()
-    return first, first_table, first_results, run_script(*command), out, command
+    yield first, first_table, first_results, run_script(*command), out, command
+    shutil.rmtree(out)  # 4 GB that would else stay until all tests are over
 
 
 def test_what_fails_leaves_a_hole(study):
