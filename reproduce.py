@@ -1,7 +1,7 @@
 """The whole comparison on one command: teacher, baseline and every student, with several seeds, in one table.
 
     python reproduce.py --preset smoke --out runs/demo            # `make demo`: a few minutes on any machine
-    python reproduce.py --preset cpu --seeds 0 1 2                # the smaller study of docs/results.md, for two cores
+    python reproduce.py --preset cpu --seeds 0 1 2                # the study of docs/results.md, hours on two cores
     python reproduce.py --preset paper --data data --seeds 0 1 2  # the paper's table, on its data set
 
 Simulates days and nights where no --data is given, pretrains an RGB detector on the days (in place of COCO weights,

@@ -172,8 +172,8 @@ def gap_cell(score: dict[str, Any]) -> str:
     if not math.isfinite(score.get("gap_closed", math.nan)):
         return MISSING
     low, high = score["gap_closed_interval"]
-    edges = f" [{100 * low:.0f}, {100 * high:.0f}]" if math.isfinite(low) else ""
-    return f"{100 * score['gap_closed']:.0f} %{edges}"
+    edges = f" [{round(100 * low)}, {round(100 * high)}]" if math.isfinite(low) else ""
+    return f"{round(100 * score['gap_closed'])} %{edges}"
 
 
 def draw(study: Study, runs: Runs, comparisons: dict[str, dict], file: Path) -> None:

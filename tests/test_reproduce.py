@@ -479,6 +479,7 @@ def test_cells():
     assert mean_and_deviation([1.0]) == "1.0"
     assert mean_and_deviation([math.nan]) == "-"
     assert gap_cell({"gap_closed": 0.524, "gap_closed_interval": (-0.1, 1.2)}) == "52 % [-10, 120]"
+    assert gap_cell({"gap_closed": -0.002, "gap_closed_interval": (-0.051, 0.043)}) == "0 % [-5, 4]"
     assert gap_cell({"gap_closed": math.nan, "gap_closed_interval": (0, 0)}) == gap_cell({}) == "-"
 
 
