@@ -79,10 +79,10 @@ def begin_loader_process(_: int) -> None:
     batch that can't be handed over ends the process: the queue would drop it, and the main one wait for it for ever."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    Queue._on_queue_feeder_error = staticmethod(end_loader_process)
+    Queue._on_queue_feeder_error = staticmethod(end_on_lost_batch)
 
 
-def end_loader_process(error: Exception, _: object) -> None:
+def end_on_lost_batch(error: Exception, _: object) -> None:
     """Called by the queue's thread in a loader's process. Leaves the error's number to `naming_dead_workers`."""
     worker = get_worker_info()
     worker.dataset.reading[worker.id, 2] = getattr(error, "errno", None) or 0
