@@ -3,10 +3,10 @@
 import contextlib
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -127,17 +127,31 @@ class StopRequest:
 @contextlib.contextmanager
 def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
     """Turn the death of one of the loader's processes into a `UserError` that names the frame it was on, or why it
-    could hand nothing over."""
+    could hand nothing over. Torch notices it, or a batch can't be fetched from a process that is gone."""
     try:
         yield
-    except RuntimeError as error:
-        if not (found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))):
+    except (RuntimeError, OSError, EOFError) as error:
+        by_torch = "DataLoader worker (pid" in str(error)
+        if isinstance(error, RuntimeError) and not by_torch:
             raise
-        dead = [int(number) for number in found[1].split(",")]
-        ended = [row for row in loader.dataset.reading.tolist() if row[0] in dead]
+        ended = ended_processes(loader)
+        if not (ended or by_torch):
+            raise
         if reasons := [os.strerror(number) for *_, number in ended if number]:
             raise UserError(f"a loader process can hand no frame over ({reasons[0]}): it needs room in "
                             f"{tempfile.gettempdir()} and open files (ulimit -n); --workers 0 does without") from None
         frames = ", ".join(str(loader.dataset.files[index][0]) for _, index, _ in ended) or "no frame yet"
         raise UserError(f"a loader process ended ({reason_of(error)}) on {frames}: look at this frame; if it is sound, "
                         "memory was short: lower --workers") from None
+
+
+def ended_processes(loader: DataLoader) -> list[list[int]]:
+    """The rows of `reading` of the loader's processes that have ended; one that lets go of its files ends within a
+    second."""
+    deadline = time.monotonic() + 1
+    while True:
+        live = {process.pid for process in multiprocessing.active_children()}
+        ended = [row for row in loader.dataset.reading.tolist() if row[0] and row[0] not in live]
+        if ended or time.monotonic() > deadline:
+            return ended
+        time.sleep(0.01)

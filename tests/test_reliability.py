@@ -26,7 +26,7 @@ import checkpoint
 import distributed
 from dataset import SeeingThroughFog, TrainingBatches, make_loader
 from engine import fit
-from failures import StopRequest
+from failures import StopRequest, naming_dead_workers
 from utils import UserError, append_record
 
 
@@ -296,6 +296,23 @@ def test_a_loader_process_that_dies_names_its_frame(tmp_path):
     with pytest.raises(UserError, match=r"a loader process ended .* on .*images/b.png: look at this frame"):
         fit(model, lambda _: {"loss": model.steps.sum()}, torch.optim.SGD(model.parameters(), lr=1.0), train, val,
             weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run", settings={}, arguments=settings_of_fit())
+
+
+def test_a_batch_that_its_process_took_along_names_the_frame(tmp_path):
+    """It waited to be fetched when the process died on the next frame."""
+    three_frames(tmp_path)
+    loader = make_loader(Deadly(tmp_path, "train_night", "rgb"), 1, 1)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch may notice the death first
+
+    def fetch_too_late():
+        with naming_dead_workers(loader):
+            while loader.dataset.reading[0, 0].item() in {0, *(one.pid for one in multiprocessing.active_children())}:
+                time.sleep(0.01)
+            next(batches)
+
+    with ending_within(60), pytest.raises(UserError, match=r"a loader process ended .* on .*images/b.png"):
+        fetch_too_late()
 
 
 @contextlib.contextmanager
