@@ -131,11 +131,8 @@ def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        by_torch = "DataLoader worker (pid" in str(error)
-        if isinstance(error, RuntimeError) and not by_torch:
-            raise
         ended = ended_processes(loader)
-        if not (ended or by_torch):
+        if not ended and "DataLoader worker (pid" not in str(error):
             raise
         if reasons := [os.strerror(number) for *_, number in ended if number]:
             raise UserError(f"a loader process can hand no frame over ({reasons[0]}): it needs room in "

@@ -298,7 +298,9 @@ def test_a_loader_process_that_dies_names_its_frame(tmp_path):
             weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run", settings={}, arguments=settings_of_fit())
 
 
-def test_a_connection_lost_to_a_loader_process_that_ends_names_its_frame(tmp_path):
+@pytest.mark.parametrize("lost", [ConnectionResetError("Connection reset by peer"), EOFError("no more data"),
+                                  RuntimeError("received 0 items of ancdata")])  # multiprocessing.reduction.recvfds
+def test_a_connection_lost_to_a_loader_process_that_ends_names_its_frame(tmp_path, lost):
     """Between the end of its sockets and its own, torch does not see yet that it died."""
     three_frames(tmp_path)
     loader = make_loader(SeeingThroughFog(tmp_path, "train_night", "rgb"), 1, 1)
@@ -308,9 +310,9 @@ def test_a_connection_lost_to_a_loader_process_that_ends_names_its_frame(tmp_pat
     def fetch():
         with naming_dead_workers(loader):
             os.kill(loader.dataset.reading[0, 0].item(), signal.SIGKILL)
-            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            raise lost
 
-    with pytest.raises(UserError, match=r"a loader process ended \(.*Connection reset by peer\) on .*images/.*.png"):
+    with pytest.raises(UserError, match=rf"a loader process ended \({lost}\) on .*images/.*.png: look at this frame"):
         fetch()
 
 
