@@ -20,8 +20,8 @@ BENCHMARKS := data_throughput train_throughput what_helps evaluate_throughput in
 
 bench: demo
 	for name in $(BENCHMARKS); do echo "== $$name"; \
-	    $(RUN) benchmarks/$$name.py --json runs/bench/$$name.json || exit 1; done
-	$(RUN) benchmarks/evaluate_throughput.py --weights runs/demo/seed0/teacher.pth --data runs/demo/data \
+	    $(RUN) -m benchmarks.$$name --json runs/bench/$$name.json || exit 1; done
+	$(RUN) -m benchmarks.evaluate_throughput --weights runs/demo/seed0/teacher.pth --data runs/demo/data \
 	    --list test_night --json runs/bench/evaluate_demo.json
 
 $(VENV)/installed: requirements.txt

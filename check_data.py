@@ -16,8 +16,7 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from contact_sheet import contact_sheet
-from layout import (
+from cmkd.frames.layout import (
     LABEL_HEIGHT,
     LABEL_WIDTH,
     SLICES,
@@ -29,6 +28,7 @@ from layout import (
     read_slice,
     recording,
 )
+from cmkd.viewing.contact_sheet import contact_sheet
 from utils import UserError, refuse_unwritable, write_atomically
 
 SPLITS = ("train", "val", "test")

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-import distributed
-from cache import FrameCache, training_size
 from check_data import check
-from failures import begin_loader_process, end_loader_processes, run
-from layout import (
+from cmkd.frames.cache import FrameCache, training_size
+from cmkd.frames.layout import (
     LABEL_HEIGHT,
     LABEL_WIDTH,
     PICTURES,
@@ -32,6 +30,8 @@ from layout import (
     read_rgb,
     read_slice,
 )
+from cmkd.runtime import distributed
+from cmkd.runtime.failures import begin_loader_process, end_loader_processes, run
 from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, save_json
 
 FOLDERS = {"rgb": PICTURES[:1], "rgb+gated": PICTURES}

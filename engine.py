@@ -17,11 +17,10 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import checkpoint
-import distributed
-from board import open_board, show_epoch
-from evaluation import coco_metrics, finite, to_coco_results
-from failures import StopRequest, is_out_of_memory, naming_dead_workers
+from cmkd.evaluation.metrics import coco_metrics, finite, to_coco_results
+from cmkd.runtime import checkpoint, distributed
+from cmkd.runtime.failures import StopRequest, is_out_of_memory, naming_dead_workers
+from cmkd.viewing.tensorboard_log import open_board, show_epoch
 from utils import (
     UserError,
     append_record,

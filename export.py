@@ -20,7 +20,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-import hardware
+from cmkd.evaluation.pipeline import load_comparable
+from cmkd.frames.layout import find_picture, read_list, read_rgb
+from cmkd.runtime import hardware
+from cmkd.runtime.failures import run
 from deployable import Deployable
 from exported import (
     BOX_TOLERANCE,
@@ -32,10 +35,7 @@ from exported import (
     largest_differences,
     measure,
 )
-from failures import run
-from layout import find_picture, read_list, read_rgb
 from models import Detector, WeightsError
-from scoring import load_comparable
 from utils import OneLineParser, UserError, at_least, refuse_unwritable, versions, warn, write_atomically
 
 WEIGHTS = "weights/cmkd_adv.pth"

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
-from synthetic_cameras import LABEL_SIZE, Raster, gated_camera, rasterise, rgb_camera, rgb_light, shrink
-from synthetic_scene import CONDITIONS, Array, Scene, sample_scene
+from cmkd.simulator.cameras import LABEL_SIZE, Raster, gated_camera, rasterise, rgb_camera, rgb_light, shrink
+from cmkd.simulator.scene import CONDITIONS, Array, Scene, sample_scene
 
 FOLDERS = ("images", "gated0", "gated1", "gated2", "gated_labels")
 SPLITS = ("train", "val", "test")

@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import registration
-from failures import run
-from layout import LABEL_HEIGHT, LABEL_WIDTH, read_labels, read_list, recording
-from raw_images import develop
-from registration import PREPARED_SIZE, Calibration, find_calibration
+from cmkd.frames import registration
+from cmkd.frames.layout import LABEL_HEIGHT, LABEL_WIDTH, read_labels, read_list, recording
+from cmkd.frames.raw_images import develop
+from cmkd.frames.registration import PREPARED_SIZE, Calibration, find_calibration
+from cmkd.runtime.failures import run
 from utils import (
     OneLineParser,
     UserError,

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
+from cmkd.runtime.failures import run
+from cmkd.study.jobs import Job, run_jobs, slots
+from cmkd.study.report import NETWORKS, Study, write_results
 from dataset import SeeingThroughFog
-from failures import run
-from jobs import Job, run_jobs, slots
-from results import NETWORKS, Study, write_results
 from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, training_parser, warn
 
 STUDENTS = tuple(name for name in NETWORKS if name.startswith("cmkd"))

@@ -12,12 +12,12 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import score_files
+from cmkd.evaluation import tables as score_files
+from cmkd.evaluation.metrics import finite
+from cmkd.evaluation.pipeline import compare_lists, detect, load_comparable, read_datasets, score, with_conditions
+from cmkd.runtime.failures import run
 from dataset import ignored_patterns, make_loader
-from evaluation import finite
-from failures import run
 from models import WeightsError
-from scoring import compare_lists, detect, load_comparable, read_datasets, score, with_conditions
 from utils import (
     OneLineParser,
     add_batch_options,

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import SGD
 
+from cmkd.runtime.failures import run
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit, report_teacher
-from failures import run
 from models import WeightsError, build_detector, build_discriminators, load_teacher, reverse_gradient
 from utils import non_negative_float, seed_everything, training_parser
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from torch import Tensor
 from torch.optim import SGD
 
+from cmkd.runtime.failures import run
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit, report_teacher
-from failures import run
 from models import WeightsError, build_detector, load_teacher
 from utils import seed_everything, training_parser
 

@@ -8,9 +8,9 @@ Published (CMKD, ICASSP 2023): COCO mAP 25.8 val_night, 27.5 test_night.
 from torch import Tensor
 from torch.optim import SGD
 
+from cmkd.runtime.failures import run
 from dataset import SeeingThroughFog, make_loader
 from engine import Batch, fit
-from failures import run
 from models import WeightsError, build_detector
 from utils import seed_everything, training_parser
 

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 import torchvision
 
-import distributed
-import hardware
+from cmkd.runtime import distributed, hardware
 
 REPOSITORY = Path(__file__).resolve().parent
 DEFAULT_CLASSES = ("Pedestrian,Pedestrian_is_group",)

@@ -19,18 +19,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from curves import draw_curves
-from dataset import SeeingThroughFog, class_groups, make_loader
-from failures import run
-from feature_maps import features_sheet
-from layout import condition_lists
-from models import Detector, WeightsError, load_detector
-from outcomes import Difference, Outcome, difference, outcomes, rank, spread_over_conditions
-from page import Row, page
-from picture_folder import detect_pictures
-from pictures import LEGEND, outcome_tile, sheet, truth_tile
-from score_files import comparison_rows, comparison_title, metrics_tables
-from scoring import (
+from cmkd.evaluation.pipeline import (
     Results,
     compare_lists,
     detect,
@@ -42,6 +31,17 @@ from scoring import (
     titles,
     with_conditions,
 )
+from cmkd.evaluation.tables import comparison_rows, comparison_title, metrics_tables
+from cmkd.frames.layout import condition_lists
+from cmkd.runtime.failures import run
+from cmkd.viewing.any_pictures import detect_pictures
+from cmkd.viewing.curves import draw_curves
+from cmkd.viewing.drawing import LEGEND, outcome_tile, sheet, truth_tile
+from cmkd.viewing.feature_maps import features_sheet
+from cmkd.viewing.html_page import Row, page
+from cmkd.viewing.outcomes import Difference, Outcome, difference, outcomes, rank, spread_over_conditions
+from dataset import SeeingThroughFog, class_groups, make_loader
+from models import Detector, WeightsError, load_detector
 from utils import (
     OneLineParser,
     UserError,

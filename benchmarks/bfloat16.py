@@ -1,7 +1,7 @@
 """Does bfloat16 change what is learned? The demo's teacher and student, trained with several seeds both ways.
 
     make demo
-    python benchmarks/bfloat16.py --json runs/bench/bfloat16.json
+    python -m benchmarks.bfloat16 --json runs/bench/bfloat16.json
 
 train_teacher.py and train_cmkd_mse.py as reproduce.py calls them, from the demo's pretrained weights and on its frames,
 with --amp and --no-amp and otherwise the same; the best validation AP of each run. Then the demo's own weights, tested
@@ -20,11 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.measure import report, table
+from cmkd.study.report import NETWORKS
 from reproduce import PRESETS
-from results import NETWORKS
 from utils import REPOSITORY, OneLineParser, UserError, at_least
 
 WAYS = {"float32": "--no-amp", "bfloat16": "--amp"}

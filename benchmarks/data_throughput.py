@@ -1,6 +1,6 @@
 """Frames per second from disk to a tensor at training size: decoding each time, and `--cache`.
 
-    python benchmarks/data_throughput.py --json runs/bench/data_throughput.json
+    python -m benchmarks.data_throughput --json runs/bench/data_throughput.json
 
 Simulated frames of the published size (1280x768, four PNGs each) at the published training size (500 px). One process
 loads them all, in turns: as the published way does (decode, then the detector's resize), ours on a first pass (decode,
@@ -9,7 +9,6 @@ resize, store), and ours from then on. The files are in the system's page cache,
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,10 +16,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.measure import report, simulate, table
-from cache import resize, training_size
+from cmkd.frames.cache import resize, training_size
 from dataset import SeeingThroughFog
 from utils import OneLineParser, at_least
 

@@ -1,7 +1,7 @@
 """A pass over a validation list: ours against the published way, in turns, and whether both find the same.
 
-    python benchmarks/evaluate_throughput.py --json runs/bench/evaluate_throughput.json
-    python benchmarks/evaluate_throughput.py --weights runs/demo/seed0/teacher.pth --data runs/demo/data
+    python -m benchmarks.evaluate_throughput --json runs/bench/evaluate_throughput.json
+    python -m benchmarks.evaluate_throughput --weights runs/demo/seed0/teacher.pth --data runs/demo/data
 
 Without `--weights`, a ResNet-50 of random weights on simulated frames of the published size: the same work, and boxes
 enough to compare, but no AP. The published way takes one frame after another in float32; ours is `engine.predict`, in
@@ -10,7 +10,6 @@ float32 and as it is by default. Files are decoded each time on all sides, by as
 
 import argparse
 import statistics
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -19,14 +18,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import engine
-import hardware
 from benchmarks.measure import Side, report, simulate, table
 from benchmarks.reference import PlainDetector
+from cmkd.evaluation.metrics import coco_metrics, to_coco_results
+from cmkd.runtime import hardware
 from dataset import MODALITY, SeeingThroughFog, make_loader
-from evaluation import coco_metrics, to_coco_results
 from models import Detector, load_detector, read_settings
 from utils import DEFAULT_CLASSES, OneLineParser, at_least, device
 

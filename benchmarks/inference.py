@@ -1,6 +1,6 @@
 """Latency of the deployed student: from one 1280x768 RGB picture in memory (uint8) to boxes, labels and scores.
 
-    python benchmarks/inference.py --json runs/bench/inference.json
+    python -m benchmarks.inference --json runs/bench/inference.json
 
 Random weights: the network does the same work, and finds as many boxes as it may give (100), which is the worst case
 for what follows it. Batches of 1 and 8, bfloat16 and float32, the published size, and half of it.
@@ -8,16 +8,13 @@ for what follows it. Batches of 1 and 8, bfloat16 and float32, the published siz
 
 import argparse
 import statistics
-import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import hardware
 from benchmarks.measure import report, table, timed
+from cmkd.runtime import hardware
 from models import Detector
 from utils import OneLineParser, at_least, device
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from evaluation import finite
+from cmkd.evaluation.metrics import finite
 from utils import REPOSITORY, save_json, versions
 
 

@@ -1,6 +1,6 @@
 """How fast one core prepares frames of the official download, from `_lut` and `_rect8` by the plane.
 
-    python benchmarks/prepare.py --json docs/prepare_speed.json
+    python -m benchmarks.prepare --json docs/figures/prepare_speed.json
 
 Frames of the official sizes are simulated first; their noise makes them as long to read and write as real ones.
 """
@@ -16,8 +16,8 @@ from PIL import Image
 
 path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cmkd.frames.registration import published_calibration
 from prepare_data import FOLDERS, Job, Preparer
-from registration import published_calibration
 from utils import OneLineParser, save_json, versions
 
 AIM = 4.0  # frames/s

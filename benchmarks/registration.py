@@ -1,6 +1,6 @@
 """How far RGB and gated edges are apart on a real frame, with the plane at several distances.
 
-    python benchmarks/registration.py --source SeeingThroughFog --json docs/registration_residual.json
+    python -m benchmarks.registration --source SeeingThroughFog --json docs/figures/registration_residual.json
 
 SOURCE holds raw RGB and raw slices in the official folders, and may hold the calibration; the first frame, one of a
 day, is used. Blocks of the slices' edges are looked for in the warped RGB picture's; the median shift of those that are
@@ -8,17 +8,14 @@ found is given.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import registration
-from raw_images import develop
+from cmkd.frames import registration
+from cmkd.frames.raw_images import develop
 from utils import OneLineParser, save_json, versions
 
 BLOCK, REACH, STRIDE = 48, 24, 24  # px

@@ -1,6 +1,6 @@
 """What training costs against the number of frames, their size, the batch, the regions and the processes.
 
-    python benchmarks/scaling.py --json runs/bench/scaling.json
+    python -m benchmarks.scaling --json runs/bench/scaling.json
 
 train_baseline.py as a user runs it, on simulated frames of 640x384, with ResNet-18; the seconds are those that its log
 has for the second epoch. One thing is varied at a time; the others are as in USUAL.
@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import report, simulate, table
 from utils import REPOSITORY, OneLineParser, at_least

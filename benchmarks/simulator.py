@@ -1,6 +1,6 @@
 """How fast one core simulates and stores frames, and with how much memory.
 
-    python benchmarks/simulator.py --json docs/simulator_speed.json
+    python -m benchmarks.simulator --json docs/figures/simulator_speed.json
 
 Each size is one process of its own; the first frame, which builds the tables, is not counted.
 """
@@ -13,8 +13,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from make_synthetic import DEFAULT_MIX, FOLDERS, plan, write_frame
 

@@ -1,6 +1,6 @@
 """Images per second in training: ours against the published way, in turns, for each of the four scripts.
 
-    python benchmarks/train_throughput.py --json runs/bench/train_throughput.json
+    python -m benchmarks.train_throughput --json runs/bench/train_throughput.json
 
 Ours is what each train script hands to `engine.fit` (run with `--cache ram` and otherwise its defaults), trained by
 `engine.train_one_epoch`. The published way is reference.py. Each side is a process of its own; they work in turns on
@@ -31,14 +31,12 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import engine
-import hardware
 from benchmarks.measure import Side, peak_flops, report, simulate, table, timed
 from benchmarks.reference import PlainDetector, PlainTraining
+from cmkd.runtime import hardware
+from cmkd.runtime.failures import StopRequest
 from dataset import SeeingThroughFog, make_loader
-from failures import StopRequest
 from models import Detector, build_discriminators
 from train_cmkd_adv import domain_bce
 from train_cmkd_mse import feature_mse

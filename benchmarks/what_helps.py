@@ -1,6 +1,6 @@
 """What each measure gives: a CMKD-MSE step with all of them, in turns with a step without one, or with one more.
 
-    python benchmarks/what_helps.py --json runs/bench/what_helps.json
+    python -m benchmarks.what_helps --json runs/bench/what_helps.json
 
 The training is that of train_throughput.py at the published size, batch 4. Two processes work in turns, the other one
 waiting; the first turn does not count. A ratio above 1 says that the measure pays.
@@ -8,7 +8,6 @@ waiting; the first turn does not count. A ratio above 1 says that the measure pa
 
 import argparse
 import statistics
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,10 @@ from torch.optim import SGD
 from torchvision.ops import FrozenBatchNorm2d
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import hardware
 import train_cmkd_mse
 from benchmarks.measure import Side, report, simulate, table
 from benchmarks.train_throughput import Ours, save_starting_weights
+from cmkd.runtime import hardware
 from models import LEVELS, FrozenNorm
 from utils import OneLineParser, at_least, device
 

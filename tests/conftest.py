@@ -52,7 +52,9 @@ def run_script(script, *arguments, expect=0):
     if str(script).startswith(("train_", "test.py", "visualize.py")):
         done = run_here(command)
     else:
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300,
+        if "/" in str(script):  # of a package: its modules are run by their dotted name
+            command[:1] = ["-m", str(Path(script).with_suffix("")).replace("/", ".")]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, cwd=ROOT,
                               env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, label_line, run_script, write_frame
 from PIL import Image
 
-from cache import resize, training_size
+from cmkd.frames.cache import resize, training_size
 from dataset import SeeingThroughFog, make_loader
 from models import Detector
 from utils import UserError

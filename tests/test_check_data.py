@@ -11,9 +11,9 @@ from test_dataset import BAD_INPUT
 
 import dataset
 from check_data import SHEET_ROWS
-from contact_sheet import GAP, LOOKS, TILE_WIDTH, TITLE, choose
+from cmkd.runtime.failures import run
+from cmkd.viewing.contact_sheet import GAP, LOOKS, TILE_WIDTH, TITLE, choose
 from dataset import SeeingThroughFog
-from failures import run
 from utils import UserError
 
 

@@ -11,11 +11,11 @@ import torch
 from conftest import run_script, the_error
 from test_evaluation import result, truth
 
-from comparison import Detected, compare, interval
-from evaluation import coco_metrics, log_average_miss_rate, match
+from cmkd.evaluation.bootstrap import Detected, compare, interval
+from cmkd.evaluation.metrics import coco_metrics, log_average_miss_rate, match
+from cmkd.evaluation.pipeline import score, with_conditions
+from cmkd.evaluation.tables import comparison_rows, metrics_rows
 from models import build_detector
-from score_files import comparison_rows, metrics_rows
-from scoring import score, with_conditions
 
 
 def random_case(noise, frames=12, seed=0):

@@ -9,10 +9,10 @@ import torch
 from conftest import label_line, write_frame
 from PIL import Image
 
-import distributed
+from cmkd.evaluation.metrics import coco_metrics, to_coco_results
+from cmkd.frames.layout import condition_lists
+from cmkd.runtime import distributed
 from dataset import SeeingThroughFog, TrainingBatches, make_loader
-from evaluation import coco_metrics, to_coco_results
-from layout import condition_lists
 from utils import UserError
 
 

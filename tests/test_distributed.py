@@ -13,7 +13,7 @@ from conftest import ROOT, TINY
 from test_reliability import wait_for_saves
 from torchvision.ops import FrozenBatchNorm2d
 
-import distributed
+from cmkd.runtime import distributed
 from models import build_detector
 
 MODULE = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -9,7 +9,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation import (
+from cmkd.evaluation.metrics import (
     METRICS,
     coco_metrics,
     least_scores,

@@ -17,8 +17,8 @@ from PIL import Image
 
 import export
 import exported
+from cmkd.frames.layout import read_rgb
 from deployable import DROPPED, Deployable, drop
-from layout import read_rgb
 from models import Detector, load_detector
 from utils import UserError
 

@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT, run_script, the_error
 from PIL import Image
 
+from cmkd.simulator.cameras import backscatter, gated_camera, range_profiles, rasterise, rgb_camera, tone
+from cmkd.simulator.scene import CONDITIONS, Scene, Thing, person, rectangle, sample_scene
 from make_synthetic import (
     LIGHTS,
     VISIBLE_CONTRAST,
@@ -23,8 +25,6 @@ from make_synthetic import (
     visible_by_light,
     window,
 )
-from synthetic_cameras import backscatter, gated_camera, range_profiles, rasterise, rgb_camera, tone
-from synthetic_scene import CONDITIONS, Scene, Thing, person, rectangle, sample_scene
 
 COUNTS = (24, 8, 16)
 MIX = ("clear_day=0.2", "clear_night=0.3", "light_fog_night=0.1", "dense_fog_night=0.1", "snow_night=0.1", "dusk=0.2")
@@ -340,7 +340,7 @@ def test_retroreflectors_saturate():
 
 def test_rgb_in_fog_fades_to_airlight():
     """J exp(-alpha d) + A (1 - exp(-alpha d)) under ambient light alone."""
-    from synthetic_cameras import rgb_light
+    from cmkd.simulator.cameras import rgb_light
     values = {}
     for alpha in (0.0, 0.02):
         scene = wall_at(60.0, alpha, ambient=0.5)
@@ -362,7 +362,7 @@ def test_parallax_is_that_of_the_warped_camera():
 
 
 def test_tone_curve_by_hand():
-    from synthetic_cameras import NIGHT_TONE
+    from cmkd.simulator.cameras import NIGHT_TONE
     light = np.array([[0.0, 0.0025, 0.005, 0.01, 0.1, 1.0]], np.float32)
     assert tone(light, NIGHT_TONE)[0] == pytest.approx([0, 25.5, 63.75, 102, 204, 255], abs=1.5)
 

@@ -9,11 +9,10 @@ import torch
 from conftest import TINY, run_script, the_error
 from PIL import Image, ImageDraw
 
-import raw_images
-import registration
+from cmkd.frames import raw_images, registration
+from cmkd.simulator.cameras import rasterise
+from cmkd.simulator.scene import CONDITIONS, person, sample_scene
 from prepare_data import CLEAR, WEATHER, all_night, find_parts, recording
-from synthetic_cameras import rasterise
-from synthetic_scene import CONDITIONS, person, sample_scene
 from utils import UserError
 
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 False True -1 -1"

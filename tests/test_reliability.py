@@ -22,11 +22,10 @@ from conftest import ROOT, TINY, label_line, run_script, the_error, write_frame
 from test_engine import Seer, run_fit
 from test_engine import arguments as settings_of_fit
 
-import checkpoint
-import distributed
+from cmkd.runtime import checkpoint, distributed
+from cmkd.runtime.failures import StopRequest, naming_dead_workers
 from dataset import SeeingThroughFog, TrainingBatches, make_loader
 from engine import fit
-from failures import StopRequest, naming_dead_workers
 from utils import UserError, append_record
 
 

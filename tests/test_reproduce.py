@@ -17,17 +17,15 @@ import torch
 from conftest import ROOT, run_script, the_error
 from PIL import Image
 
-import jobs
 import reproduce
-from benchmarks.ablations import VARIANTS, varied
-from comparison import compare
-from dataset import SeeingThroughFog
-from evaluation import finite
-from failures import run
-from jobs import Job, run_jobs, slots
-from layout import condition_lists
-from reproduce import PRESETS
-from results import (
+from cmkd.evaluation.bootstrap import compare
+from cmkd.evaluation.metrics import finite
+from cmkd.frames.layout import condition_lists
+from cmkd.runtime.failures import run
+from cmkd.study import jobs
+from cmkd.study.ablations import VARIANTS, varied
+from cmkd.study.jobs import Job, run_jobs, slots
+from cmkd.study.report import (
     WITHOUT_UNSEEN,
     Study,
     compare_runs,
@@ -38,6 +36,8 @@ from results import (
     without_unseen,
     write_results,
 )
+from dataset import SeeingThroughFog
+from reproduce import PRESETS
 from utils import UserError, training_parser
 
 NETWORKS = ("teacher", "baseline", "cmkd_mse")
@@ -170,7 +170,7 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     *_, out, _ = study
     truth = SeeingThroughFog(synthetic, "val_night", "rgb").ground_truth()
     names = ("mse 5", "teacher, slice 2 alone")
-    run_script("benchmarks/ablations.py", "--study", out, "--seeds", 3, "--only", *names, "--draws", 20, "--json",
+    run_script("cmkd/study/ablations.py", "--study", out, "--seeds", 3, "--only", *names, "--draws", 20, "--json",
                tmp_path / "a.json")
     figures = json.loads((tmp_path / "a.json").read_text())
     for name, reference in zip(names, ("cmkd_mse", "teacher"), strict=True):
@@ -190,7 +190,7 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     linked = out / "slices222"
     assert (linked / "gated0").resolve() == (linked / "gated2").resolve() != (linked / "images").resolve()
     assert "| gated slices | teacher, slice 2 alone | teacher | 1 |" in (tmp_path / "a.md").read_text()
-    run_script("benchmarks/ablations.py", "--study", out, "--seeds", 3, "--only", "mse 0.05", "--epochs", 1, "--draws",
+    run_script("cmkd/study/ablations.py", "--study", out, "--seeds", 3, "--only", "mse 0.05", "--epochs", 1, "--draws",
                20, "--json", tmp_path / "b.json")
     again = json.loads((tmp_path / "b.json").read_text())["mse 0.05"]["reference"]  # trained again, in as many epochs
     assert again == figures["mse 5"]["reference"]
@@ -200,7 +200,7 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     records = json.loads(whole)
     records["test/seed5/cmkd_mse"]["done"] = False
     (out / "jobs.json").write_text(json.dumps(records))
-    vary = ["benchmarks/ablations.py", "--study", out, "--seeds", 5, "--only"]
+    vary = ["cmkd/study/ablations.py", "--study", out, "--seeds", 5, "--only"]
     try:
         run_script(*vary, "mse 0.05", "--epochs", 1, "--draws", 20)
         error = the_error(run_script(*vary, "mse 5", expect=2))
@@ -209,14 +209,14 @@ def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
     assert "no finished seed5/cmkd_mse" in error
     settings = json.loads((out / "ablations/1_epochs/mse_0.05/seed5/cmkd_mse.json").read_text())
     assert settings["arguments"]["mse_weight"] == 0.05
-    error = the_error(run_script("benchmarks/ablations.py", "--study", out, "--seeds", 4, "--only", "mse 5", expect=2))
+    error = the_error(run_script("cmkd/study/ablations.py", "--study", out, "--seeds", 4, "--only", "mse 5", expect=2))
     assert "no finished seed4/cmkd_mse" in error
 
 
 def test_networks_are_tested_on_brighter_and_darker_nights(study, synthetic, tmp_path):
     """The same places in more and less light; the networks are the study's, of both seeds."""
     *_, out, _ = study
-    jobs_file, script = out / "jobs.json", ["benchmarks/visible_share.py", "--study", out, "--seeds", 3, 5]
+    jobs_file, script = out / "jobs.json", ["cmkd/study/visible_share.py", "--study", out, "--seeds", 3, 5]
     assert "has data of its own" in the_error(run_script(*script, expect=2))
     whole = jobs_file.read_text()
     records = {**json.loads(whole), "nights": {"arguments": ["make_synthetic.py", "--size", "128x80"], "done": True}}
@@ -281,7 +281,7 @@ def test_an_ablation_may_begin_with_weights_of_its_seed(tmp_path):
 def test_discriminators_are_watched(study, tmp_path):
     """In the first steps, at rates near zero, they cannot tell; a leaky ReLU makes other ones of them."""
     *_, out, _ = study
-    watch = ["benchmarks/discriminators.py", "--study", out, "--seed"]
+    watch = ["cmkd/study/discriminators.py", "--study", out, "--seed"]
     rows = {}
     for slope in (0, 0.2):
         run_script(*watch, 3, "--steps", 10, "--slope", slope, "--json", tmp_path / "d.json")
@@ -431,7 +431,7 @@ def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
 
 def test_sigterm_ends_the_jobs_and_says_how_to_go_on(tmp_path, scripts):
     out = tmp_path / "out"
-    program = (f"import jobs, pathlib\njobs.REPOSITORY = pathlib.Path({str(scripts)!r})\n"
+    program = (f"import pathlib\nfrom cmkd.study import jobs\njobs.REPOSITORY = pathlib.Path({str(scripts)!r})\n"
                f"out = pathlib.Path({str(out)!r})\n"
                "jobs.run_jobs([jobs.Job(n, ['sleep.py', str(out / n)], out / n) for n in 'abc'], out, jobs.slots(2))")
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True,

@@ -10,8 +10,8 @@ import torch
 from conftest import NAMES, ROOT, TINY, label_line, run_script, the_error
 from pycocotools.coco import COCO
 
+from cmkd.evaluation.metrics import coco_metrics, finite, miss_metrics
 from dataset import FOLDERS, SeeingThroughFog, TrainingBatches
-from evaluation import coco_metrics, finite, miss_metrics
 from models import Detector, build_detector, inflate, load_detector
 
 

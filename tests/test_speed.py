@@ -14,8 +14,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import engine
-import hardware
 from benchmarks.reference import PlainDetector, PlainTraining
+from cmkd.runtime import hardware
 from dataset import SeeingThroughFog, make_loader
 from engine import learning_rate, predict
 from models import Detector, FrozenNorm, build_discriminators
@@ -287,10 +287,10 @@ def test_compiled_features_are_the_same():
 
 
 def test_the_benchmark_compares_both_ways(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "benchmarks/train_throughput.py", "--methods", "cmkd_adv",
+    done = subprocess.run([sys.executable, "-m", "benchmarks.train_throughput", "--methods", "cmkd_adv",
                            "--backbone", "resnet18", "--min-size", "64", "--batch-size", "2", "--turns", "1",
                            "--device", "cpu", "--json", tmp_path / "speed.json"],
-                          capture_output=True, text=True, check=True, timeout=240)
+                          capture_output=True, text=True, check=True, timeout=240, cwd=ROOT)
     figures = json.loads((tmp_path / "speed.json").read_text())["results"]["cmkd_adv"]
     assert figures["ratio"] == pytest.approx(
         figures["images_per_second"]["ours"] / figures["images_per_second"]["published"])

@@ -1,4 +1,4 @@
-"""The house: imports point one way, train scripts stay short, and no two scripts know each other."""
+"""The house: commands and four modules at the root, six rooms in one package, imports that point one way."""
 
 import ast
 from pathlib import Path
@@ -6,83 +6,70 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {file.stem for file in ROOT.glob("*.py")}
-TRAIN_SCRIPTS = {name for name in MODULES if name.startswith("train_")}
-ROOMS = {"cache", "distributed", "checkpoint", "failures", "layout", "dataset", "models", "engine", "evaluation",
-         "score_files", "scoring", "comparison", "outcomes", "pictures", "hardware", "utils"}
+MODULES = {"dataset", "models", "engine", "utils"}
+COMMANDS = {file.stem for file in ROOT.glob("*.py")} - MODULES
+TRAIN_SCRIPTS = sorted(name for name in COMMANDS if name.startswith("train_"))
+ROOMS = {"frames", "simulator", "evaluation", "viewing", "study", "runtime"}
+# What each may import directly of ours, besides itself; what is not named may import everything but commands.
 MAY_IMPORT = {
-    "distributed": set(),
-    "hardware": set(),
-    "utils": {"distributed", "hardware"},
+    "cmkd.runtime": {"utils"},
+    "cmkd.frames": {"utils", "cmkd.runtime"},
+    "cmkd.simulator": {"cmkd.runtime.files", "cmkd.frames.tone"},
+    "utils": {"cmkd.runtime"},
+    "dataset": {"check_data", "utils", "cmkd.frames", "cmkd.runtime"},
     "models": set(),
-    "evaluation": set(),
-    "score_files": {"comparison", "evaluation", "utils"},
-    "scoring": {"comparison", "dataset", "distributed", "engine", "evaluation", "layout", "models", "utils"},
-    "comparison": {"evaluation"},
-    "synthetic_scene": set(),
-    "synthetic_cameras": {"synthetic_scene"},
-    "make_synthetic": {"synthetic_cameras", "synthetic_scene"},
-    "registration": {"utils"},
-    "raw_images": {"utils"},
-    "prepare_data": {"registration", "raw_images", "layout", "failures", "utils"},
-    "layout": {"utils"},
-    "contact_sheet": {"layout"},
-    "check_data": {"contact_sheet", "layout", "utils"},
-    "cache": {"utils"},
-    "dataset": {"cache", "check_data", "layout", "distributed", "failures", "utils"},
-    "checkpoint": {"failures", "utils"},
-    "failures": {"distributed", "hardware", "utils"},
-    "engine": {"board", "evaluation", "checkpoint", "failures", "distributed", "utils"},
-    "board": {"outcomes", "pictures", "utils"},
-    "outcomes": {"evaluation"},
-    "pictures": {"outcomes"},
-    "page": {"outcomes"},
-    "curves": {"utils"},
-    "feature_maps": {"models", "pictures"},
-    "picture_folder": {"evaluation", "models", "pictures", "utils"},
-    "test": ROOMS,
-    "visualize": ROOMS | {"curves", "feature_maps", "page", "picture_folder"},
-    "deployable": {"models"},
-    "exported": {"models", "utils"},
-    "export": ROOMS | {"deployable", "exported"},
-    "jobs": {"failures", "hardware", "utils"},
-    "results": {"comparison", "curves", "dataset", "evaluation", "layout", "score_files", "scoring", "utils"},
-    "reproduce": ROOMS | {"jobs", "results"},
-    **dict.fromkeys(TRAIN_SCRIPTS, ROOMS),
+    "cmkd.evaluation": {"engine", "dataset", "models", "utils", "cmkd.frames", "cmkd.runtime"},
+    "engine": {"dataset", "utils", "cmkd.evaluation", "cmkd.runtime", "cmkd.viewing.tensorboard_log"},
 }
+FILES = sorted(file for place in (".", "cmkd", "benchmarks", "tests")
+               for file in (ROOT / place).glob("*.py" if place == "." else "**/*.py"))
+
+
+def module_of(file):
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def own_imports(file):
+    """The modules of this repository that a file imports, anywhere in it."""
+    ours = {module_of(other) for other in FILES}
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names.update(alias.name.split(".")[0] for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module.split(".")[0])
-    return names & MODULES
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            names.update(members & ours or {node.module})
+    return names & ours
 
 
-def test_every_module_has_its_place():
-    assert set(MAY_IMPORT) == MODULES
-    assert {"train_teacher", "train_baseline", "train_cmkd_mse", "train_cmkd_adv"} <= TRAIN_SCRIPTS
+def within(module, places):
+    return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
-@pytest.mark.parametrize("name", sorted(MAY_IMPORT))
-def test_imports_point_one_way(name):
-    assert own_imports(ROOT / f"{name}.py") <= MAY_IMPORT[name]
+def test_the_root_is_understood_at_a_glance():
+    assert len(COMMANDS | MODULES) <= 20
+    assert {folder.name for folder in (ROOT / "cmkd").iterdir() if (folder / "__init__.py").is_file()} == ROOMS
 
 
-def test_the_rooms_stay_small():
-    def lines(name):
-        return len((ROOT / f"{name}.py").read_text().splitlines())
+@pytest.mark.parametrize("place", MAY_IMPORT)
+def test_imports_point_one_way(place):
+    for file in FILES:
+        if within(module_of(file), [place]):
+            allowed = MAY_IMPORT[place] | {place}
+            foreign = {name for name in own_imports(file) if not within(name, allowed)}
+            assert not foreign, f"{module_of(file)} imports {foreign}"
 
-    assert all(lines(name) <= 120 for name in TRAIN_SCRIPTS)
-    assert lines("test") <= 100
-    assert lines("utils") <= 300
+
+@pytest.mark.parametrize("name", TRAIN_SCRIPTS)
+def test_train_scripts_have_the_same_blocks(name):
+    text = (ROOT / f"{name}.py").read_text()
+    assert 50 <= len(text.splitlines()) <= 120
+    places = [text.index(f"    # {block}") for block in ("Data", "Network", "Loss", "Optimizer")]
+    assert places == sorted(places)
 
 
 def test_checkpoints_are_never_unpickled_as_code():
-    for file in ROOT.glob("*.py"):
+    for file in FILES:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
-                assert "weights_only=True" in ast.unparse(node), file.name
+                assert "weights_only=True" in ast.unparse(node), module_of(file)

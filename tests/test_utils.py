@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from failures import run
+from cmkd.runtime.failures import run
 from utils import UserError, non_negative_float, positive_float, refuse_unwritable, save_json, save_torch, versions
 
 

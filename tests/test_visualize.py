@@ -20,11 +20,8 @@ from pycocotools.coco import COCO
 from test_evaluation import result, truth
 
 import visualize
-from feature_maps import energies
-from models import LEVELS, WeightsError, build_detector
-from outcomes import Difference, Outcome, difference, outcomes, rank, spread_over_conditions
-from page import Row, page
-from pictures import (
+from cmkd.evaluation.pipeline import titles
+from cmkd.viewing.drawing import (
     FALSE_ALARM,
     HIT,
     LEGEND,
@@ -37,7 +34,10 @@ from pictures import (
     outcome_tile,
     truth_tile,
 )
-from scoring import titles
+from cmkd.viewing.feature_maps import energies
+from cmkd.viewing.html_page import Row, page
+from cmkd.viewing.outcomes import Difference, Outcome, difference, outcomes, rank, spread_over_conditions
+from models import LEVELS, WeightsError, build_detector
 from utils import UserError
 
 

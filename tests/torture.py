@@ -1,6 +1,6 @@
 """Kill, starve and mislead the train scripts, and see whether they keep docs/reliability.md.
 
-    python benchmarks/torture.py --kills 20 --json docs/reliability.json
+    python -m tests.torture --kills 20 --json docs/figures/reliability.json
 
 Kills: each script is trained on simulated frames, killed (SIGKILL) at random moments and resumed until it is through;
 weights and log must be those of a run that nobody killed. Then damaged inputs, exploits and a full disk: each must end
@@ -27,8 +27,6 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import REPOSITORY, OneLineParser, at_least, save_json, versions
 

@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools.cocoeval import Params
 from tqdm import tqdm
 
-from evaluation import evaluator, log_average_miss_rate, match, mean_of_defined, recall, unseen_by_rgb
+from cmkd.evaluation.metrics import evaluator, log_average_miss_rate, match, mean_of_defined, recall, unseen_by_rgb
 
 RECALLS = Params("bbox").recThrs
 HIGHER_IS_BETTER = {"AP": True, "AP50": True, "MR": False, "recall": True, "recall_unseen": True}

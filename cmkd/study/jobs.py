@@ -17,8 +17,8 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-import hardware
-from failures import StopRequest
+from cmkd.runtime import hardware
+from cmkd.runtime.failures import StopRequest
 from utils import REPOSITORY, UserError, refuse_unwritable, save_json
 
 MEMORY_OF_A_TRAINING = 12 * 2**30  # bytes; 5.5 GiB on a CPU at the published size (docs/performance.md)

@@ -6,8 +6,8 @@ from typing import Any
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from outcomes import outcomes
-from pictures import outcome_tile
+from cmkd.viewing.drawing import outcome_tile
+from cmkd.viewing.outcomes import outcomes
 from utils import UserError
 
 PICTURES, LEAST_SCORE = 4, 0.5

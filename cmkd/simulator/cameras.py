@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from synthetic_scene import Array, Scene, Surface
+from cmkd.simulator.scene import Array, Scene, Surface
 
 LABEL_SIZE = (1280, 720)  # boxes are in the gated sensor's pixels whatever the size of the stored image
 FOCAL, CENTRE = 2322.4, (667.8, 261.1)  # px in label space: the rectified gated camera

@@ -1,7 +1,7 @@
 """A study's networks on darker and brighter nights: what the teacher is worth, and how much of that students keep.
 
     python reproduce.py --preset cpu --seeds 0 1 2 --out runs/cpu
-    python benchmarks/visible_share.py --study runs/cpu --seeds 0 1 2 --json runs/bench/visible_share.json
+    python -m cmkd.study.visible_share --study runs/cpu --seeds 0 1 2 --json runs/bench/visible_share.json
 
 Each share of people visible in RGB is reached by the light of the night alone: the places are the same, and none is in
 the study. Nothing is trained: all networks have learned from nights of the study's own share. Without the unseen: those
@@ -11,18 +11,15 @@ second call goes on where the first stopped.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.ablations import ground_truth, option, read_study
 from benchmarks.measure import report, table
-from comparison import compare
-from failures import run
-from jobs import Job, run_jobs, slots
-from results import NETWORKS, WITHOUT_UNSEEN, gap_cell, without_unseen
+from cmkd.evaluation.bootstrap import compare
+from cmkd.runtime.failures import run
+from cmkd.study.ablations import ground_truth, option, read_study
+from cmkd.study.jobs import Job, run_jobs, slots
+from cmkd.study.report import NETWORKS, WITHOUT_UNSEEN, gap_cell, without_unseen
 from utils import OneLineParser, UserError, at_least, non_negative_float
 
 TEST_LIST = "test_night"

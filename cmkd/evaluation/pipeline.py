@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-import distributed
-from comparison import compare
+from cmkd.evaluation.bootstrap import compare
+from cmkd.evaluation.metrics import coco_metrics, miss_metrics
+from cmkd.frames.layout import condition_lists
+from cmkd.runtime import distributed
 from dataset import MODALITY, SeeingThroughFog, ignored_patterns
 from engine import predict
-from evaluation import coco_metrics, miss_metrics
-from layout import condition_lists
 from models import Detector, WeightsError, load_detector, read_settings
 from utils import DEFAULT_CLASSES, UserError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from failures import is_out_of_memory
+from cmkd.runtime.failures import is_out_of_memory
 from utils import UserError, reason_of, save_torch, warn, write_atomically
 
 NEWEST, BEFORE, UNFINISHED = "last.pth", "previous.pth", "last.pth.new"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import HIGHER_IS_BETTER
-from evaluation import DISTANCES, HEIGHTS, finite
+from cmkd.evaluation.bootstrap import HIGHER_IS_BETTER
+from cmkd.evaluation.metrics import DISTANCES, HEIGHTS, finite
 from utils import UserError, reason_of, save_json, write_atomically
 
 SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "MR", "recall", "recall_unseen")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import WORKING_POINT, least_scores, match
+from cmkd.evaluation.metrics import WORKING_POINT, least_scores, match
 
 
 @dataclass(frozen=True)

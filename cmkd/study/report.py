@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparison import compare
-from curves import COLOURS, read_epochs
+from cmkd.evaluation.bootstrap import compare
+from cmkd.evaluation.metrics import finite, unseen_by_rgb
+from cmkd.evaluation.pipeline import with_conditions
+from cmkd.evaluation.tables import markdown
+from cmkd.frames.layout import condition_lists
+from cmkd.viewing.curves import COLOURS, read_epochs
 from dataset import SeeingThroughFog
-from evaluation import finite, unseen_by_rgb
-from layout import condition_lists
-from score_files import markdown
-from scoring import with_conditions
 from utils import UserError, reason_of, save_json, versions, warn, write_atomically
 
 NETWORKS = {"teacher": "RGB + gated", "baseline": "RGB", "cmkd_mse": "RGB", "cmkd_adv": "RGB", "cmkd_plus": "RGB"}

@@ -4,8 +4,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cmkd.viewing.drawing import sheet, tile
 from models import LEVELS, Detector
-from pictures import sheet, tile
 
 PYRAMID = dict(zip(LEVELS, ("P2", "P3", "P4", "P5"), strict=True))
 # Both ends and the middle of cividis, which colour-blind and other eyes see alike.

@@ -15,8 +15,7 @@ from types import FrameType
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-import distributed
-import hardware
+from cmkd.runtime import distributed, hardware
 from utils import UserError, reason_of
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from outcomes import Outcome
+from cmkd.viewing.outcomes import Outcome
 
 TILE_WIDTH, TITLE, LINE, GAP, LETTER = 420, 24, 16, 6, 12
 # Okabe and Ito's colour-blind-safe hues; line width and words tell the same without colour.

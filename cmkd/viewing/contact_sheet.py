@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from layout import LABEL_HEIGHT, LABEL_WIDTH, SLICES, Label, find_picture, read_rgb, read_slice
+from cmkd.frames.layout import LABEL_HEIGHT, LABEL_WIDTH, SLICES, Label, find_picture, read_rgb, read_slice
 
 TILE_WIDTH, TITLE, GAP, DASH = 320, 20, 6, 4
 # Okabe and Ito's colour-blind-safe hues; a line's width and the gaps between its dashes tell the same without colour.

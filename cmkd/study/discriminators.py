@@ -1,6 +1,6 @@
 """Do the discriminators of CMKD-Adv learn, win or die? The first steps of a student of a study, level by level.
 
-    python benchmarks/discriminators.py --study runs/cpu --json runs/bench/discriminators.json
+    python -m cmkd.study.discriminators --study runs/cpu --json runs/bench/discriminators.json
 
 In each tenth of the steps: the cross-entropy (0.693 where they cannot tell), how often they are right, and the share of
 the places of their last, one-channel map that are above zero, for the teacher's features. Where none is, its ReLU is
@@ -10,7 +10,6 @@ dead: the answer is the same for any features, and the student receives nothing.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -18,12 +17,10 @@ from torch import nn
 from torch.optim import SGD
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.measure import report, table
+from cmkd.runtime.failures import run
 from dataset import SeeingThroughFog, make_loader
 from engine import learning_rate, to_device
-from failures import run
 from models import LEVELS, WeightsError, build_detector, build_discriminators, load_teacher
 from train_cmkd_adv import domain_bce
 from utils import OneLineParser, UserError, at_least, non_negative_float, seed_everything, training_parser

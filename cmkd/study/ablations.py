@@ -1,7 +1,7 @@
 """What gives how much: runs of a study again, each with one thing changed, from its data and its pretrained detector.
 
     python reproduce.py --preset cpu --seeds 0 1 2 --out runs/cpu
-    python benchmarks/ablations.py --study runs/cpu --only "mse 5" "teacher, slice 2 alone" --json runs/bench/some.json
+    python -m cmkd.study.ablations --study runs/cpu --only "mse 5" "teacher, slice 2 alone" --json runs/bench/some.json
 
 A variant is compared with the run of the study that it varies, seed by seed; with --epochs with one of so many epochs.
 Both stand with their best epoch by validation AP, and are tested on the validation list alone. STUDY/ablations has the
@@ -10,20 +10,17 @@ runs; a second call goes on where the first stopped.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.measure import report, table
-from comparison import compare
+from cmkd.evaluation.bootstrap import compare
+from cmkd.runtime.failures import run
+from cmkd.study.jobs import Job, run_jobs, slots
+from cmkd.study.report import mean_and_deviation
 from dataset import SeeingThroughFog
-from failures import run
-from jobs import Job, run_jobs, slots
-from results import mean_and_deviation
 from utils import OneLineParser, UserError, at_least, warn
 
 

@@ -7,7 +7,7 @@ from html import escape
 
 from PIL import Image
 
-from outcomes import Difference
+from cmkd.viewing.outcomes import Difference
 
 JPEG_QUALITY = 88
 STYLE = """

@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation import to_coco_results
+from cmkd.evaluation.metrics import to_coco_results
+from cmkd.viewing.drawing import HIT, Box, corners, draw_boxes
 from models import Detector
-from pictures import HIT, Box, corners, draw_boxes
 from utils import UserError, reason_of, refuse_unwritable, save_json, warn, write_atomically
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}

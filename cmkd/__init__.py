@@ -1,0 +1,1 @@
+"""The workshop behind the scripts: six rooms, one subject each."""

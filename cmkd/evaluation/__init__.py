@@ -1,0 +1,1 @@
+"""A list of frames through a detector: numbers, intervals, tables."""

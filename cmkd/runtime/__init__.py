@@ -1,0 +1,1 @@
+"""The process: errors, whole files, several processes, what the machine can do."""

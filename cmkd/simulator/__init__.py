@@ -1,0 +1,1 @@
+"""The simulated road, its two cameras, and who is visible in which."""
