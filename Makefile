@@ -11,10 +11,11 @@ demo: $(VENV)/installed
 	$(RUN) reproduce.py --preset smoke --out runs/demo
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadgroup
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 BENCHMARKS := data_throughput train_throughput what_helps evaluate_throughput inference scaling bfloat16
 

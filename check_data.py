@@ -1,293 +1,211 @@
-"""Is a prepared folder fit for training? Every frame of every list is read as the loader reads it, once.
+"""Check whether a prepared folder is fit for training, or export a list's ground truth.
 
-What is wrong is a line with file and line number, in the loader's own words. Errors are what training stops at;
-warnings are what it runs with. Then tables of what is there and, where asked for, a contact sheet.
+    python check_data.py data --sheet sheet.png
+    python check_data.py data --list val_night --export-coco truth.json
+
+The check reads every file of every list, names each problem with its file and line, and counts
+what the lists hold. It ends with exit code 2 if training would not run. The export is COCO JSON.
 """
 
-import functools
-import multiprocessing
+import argparse
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import torch
-from tqdm import tqdm
-
-from cmkd.frames.layout import (
-    LABEL_HEIGHT,
-    LABEL_WIDTH,
-    SLICES,
-    Label,
-    find_picture,
-    parse_labels,
-    parse_list,
-    read_rgb,
-    read_slice,
-    recording,
+from cmkd.evaluation.tables import text_table
+from cmkd.frames.annotations import DEFAULT_CLASSES, Label
+from cmkd.frames.checks import (
+    CheckedFrame,
+    Lists,
+    first_places,
+    read_frames,
+    read_lists,
+    shared_by_splits,
+    similar_names,
+    split_and_condition,
 )
-from cmkd.viewing.contact_sheet import contact_sheet
-from utils import UserError, refuse_unwritable, write_atomically
+from cmkd.frames.layout import recording
+from cmkd.runtime.command_line import OneLineParser, at_least, cores
+from cmkd.runtime.failures import run
+from cmkd.runtime.files import UserError, refuse_unwritable, save_json
+from cmkd.viewing.contact_sheet import save_picture
+from cmkd.viewing.frame_sheet import frame_sheet
+from dataset import SeeingThroughFog
 
-SPLITS = ("train", "val", "test")
-SEPARATORS = str.maketrans("-, ", "___")
-HEIGHTS = (32, 64, 128)  # label px between the bands of the class table
+HEIGHT_LIMITS = (32, 64, 128)  # label px, between the columns of the class table
 SHEET_ROWS = 12
 
-Lists = dict[str, dict[str, int]]  # list name -> frame name -> line
 
+def check(root: Path, workers: int, sheet: Path | None) -> None:
+    """Print every problem and the tables, and write the sheet.
 
-@dataclass(frozen=True)
-class Frame:
-    """What is in the files of one frame, and what is wrong with them."""
-
-    size: tuple[int, int] | None  # (width, height) of its pictures; None where RGB cannot be read
-    labels: list[Label]  # boxes clipped to label space; those that lie outside are left out, as in training
-    errors: list[str]
-    warnings: list[str]
-
-
-# --------------------------------------------------------------------------------------------- reading
-
-
-def split_and_condition(list_name: str) -> tuple[str, str]:
-    """`test_dense_fog_night` -> (test, dense_fog_night); ('', '') for a list of no split, as `vis_night`."""
-    split, _, condition = list_name.partition("_")
-    return (split, condition) if split in SPLITS else ("", "")
-
-
-def read_lists(root: Path) -> tuple[Lists, list[str]]:
-    """All lists of a folder, those of train first, and what is wrong with them. Training needs one that begins with
-    train and one that begins with val. Raises `UserError` where there is no list at all."""
-    if not root.is_dir():
-        raise UserError(f"{root} is no folder: name the one that holds the lists, images, gated0, ...")
-    files = sorted(root.glob("*.txt"))
-    if not files:
-        raise UserError(f"{root} has no list: write train_night.txt and val_night.txt, a frame name per line")
-    present = {split_and_condition(file.stem)[0] for file in files}
-    files += [root / f"{split}_night.txt" for split in ("train", "val") if split not in present]
-    lists, errors = {}, []
-    for file in sorted(files, key=lambda file: (*SPLITS, "").index(split_and_condition(file.stem)[0])):
-        try:
-            lists[file.stem], problems = parse_list(file)
-        except UserError as error:
-            problems = [str(error)]
-        errors += problems
-    return lists, errors
-
-
-def read_pictures(root: Path, name: str, place: str) -> tuple[tuple[int, int] | None, list[str]]:
-    """Decode a frame's four pictures: the size of RGB and what is wrong. `place` is the frame's list and line."""
-    size, errors = None, []
-    for folder, read in (("images", read_rgb), *((folder, read_slice) for folder in SLICES)):
-        file = find_picture(root, folder, name)
-        if file is None:
-            errors.append(f"{place}: {root / folder / name}.png (or .jpg) is missing: add it, or take the frame off "
-                          "the list")
-            continue
-        try:
-            height, width = read(file).shape[-2:]
-        except UserError as error:
-            errors.append(str(error))
-            continue
-        if folder == "images":
-            size, rgb_file = (width, height), file
-        elif size and size != (width, height):
-            errors.append(f"{file} is {width}x{height} but {rgb_file} is {size[0]}x{size[1]}: the images of a frame "
-                          "must have one size and one view; prepare this frame again")
-    return size, errors
-
-
-def clip(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The part of a box (x0, y0, x1, y1) that is in label space; without width or height where none is."""
-    x0, y0, x1, y1 = box
-    return (min(max(x0, 0), LABEL_WIDTH), min(max(y0, 0), LABEL_HEIGHT),
-            min(max(x1, 0), LABEL_WIDTH), min(max(y1, 0), LABEL_HEIGHT))
-
-
-def read_boxes(root: Path, name: str, place: str) -> tuple[list[Label], list[str], list[str]]:
-    """A frame's labels with clipped boxes, errors, warnings. `place` is the frame's list and line."""
-    file = root / "gated_labels" / f"{name}.txt"
-    if not file.is_file():
-        return [], [f"{place}: {file} is missing: add it (an empty file says that nothing is there), or take the frame "
-                    "off the list"], []
-    try:
-        found, errors = parse_labels(file)
-    except UserError as error:
-        return [], [str(error)], []
-    labels, warnings = [], []
-    for label in found:
-        x0, y0, x1, y1 = clip(label.box)
-        inside = x0 < x1 and y0 < y1
-        if (x0, y0, x1, y1) != label.box:
-            warnings.append(f"{file}:{label.line}: box {' '.join(f'{value:.10g}' for value in label.box)} lies "
-                            + ("partly outside 1280x720: it is clipped" if inside else "outside 1280x720: it is "
-                               "left out"))
-        if inside:
-            labels.append(replace(label, box=(x0, y0, x1, y1)))
-    return labels, errors, warnings
-
-
-def read_frame(root: Path, name: str, place: str) -> Frame:
-    """Read all files of a frame. `place` is its list and line, for what is missing."""
-    labels, label_errors, warnings = read_boxes(root, name, place)
-    size, errors = read_pictures(root, name, place)
-    return Frame(size, labels, label_errors + errors, warnings)
-
-
-def read_frames(root: Path, places: dict[str, str], workers: int) -> dict[str, Frame]:
-    """Read the frames (name -> list and line) in as many processes."""
-    read = functools.partial(read_frame, root)
-    progress = functools.partial(tqdm, desc=str(root), total=len(places), unit="frame", disable=None)
-    if workers == 1:
-        return dict(zip(places, progress(map(read, places, places.values())), strict=True))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return dict(zip(places, progress(pool.map(read, places, places.values(), chunksize=4)), strict=True))
-
-
-# --------------------------------------------------------------------------------------------- between frames
-
-
-def first_places(root: Path, lists: Lists) -> dict[str, str]:
-    """Frame name -> the file and line of the first list it stands in."""
-    places: dict[str, str] = {}
-    for list_name, names in lists.items():
-        for name, line in names.items():
-            places.setdefault(name, f"{root / list_name}.txt:{line}")
-    return places
-
-
-def names_alike(places: dict[str, str]) -> list[str]:
-    """Warnings of names that differ in case or separators only: most likely one frame, or one recording, twice."""
-    warnings = []
-    first: dict[str, str] = {}
-    for name, place in places.items():
-        other = first.setdefault(name.casefold().translate(SEPARATORS), name)
-        if other != name:
-            warnings.append(f"{place}: {name!r} is {other!r} ({places[other]}) but for case, '_', '-', ',' or spaces: "
-                            "see that they are two frames")
-    return warnings
-
-
-def shared_by_splits(root: Path, lists: Lists) -> tuple[list[str], list[str]]:
-    """Warnings of frames, and of recordings by way of different frames, that stand in two of train, val and test."""
-    frames: dict[str, dict[str, str]] = {}  # name -> split -> file and line
-    for list_name, names in lists.items():
-        if split := split_and_condition(list_name)[0]:
-            for name, line in names.items():
-                frames.setdefault(name, {}).setdefault(split, f"{root / list_name}.txt:{line}")
-    recordings: dict[str, dict[str, str]] = {}
-    for name, by_split in frames.items():
-        if len(by_split) == 1:
-            recordings[recording(name)] = by_split | recordings.get(recording(name), {})
-    return warn_of_shared("frame", frames), warn_of_shared("recording", recordings)
-
-
-def warn_of_shared(what: str, places: dict[str, dict[str, str]]) -> list[str]:
-    """A line for each frame or recording (name -> split -> file and line) of several splits."""
-    warnings = []
-    for name, by_split in places.items():
-        *others, last = (by_split[split] for split in SPLITS if split in by_split)
-        if others:
-            warnings.append(f"{last}: {what} {name} stands in {' and '.join(others)} too: keep it in one split, as a "
-                            "network is not tested by what it has seen")
-    return warnings
-
-
-# --------------------------------------------------------------------------------------------- tables
-
-
-def table(header: list[str], rows: list[list[str | int]]) -> str:
-    """Aligned columns, the first to the left."""
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
-    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
-    return "\n".join(name.ljust(first) + "".join(f"  {cell:>{width}}" for cell, width in
-                                                 zip(cells, widths, strict=True)) for name, *cells in lines)
-
-
-def share(flags: Iterable[bool | None]) -> str:
-    """The share of true ones among those that are known; '-' where none is."""
-    known = [flag for flag in flags if flag is not None]
-    return f"{100 * sum(known) / len(known):.0f} %" if known else "-"
-
-
-def list_table(lists: Lists, frames: dict[str, Frame]) -> str:
-    """A row for each list."""
-    rows = []
-    for list_name, names in lists.items():
-        boxes = [len(frames[name].labels) for name in names]
-        rows.append([list_name, len(names), boxes.count(0), len({recording(name) for name in names}), sum(boxes)])
-    return table(["list", "frames", "without a box", "recordings", "boxes"], rows)
-
-
-def class_table(frames: dict[str, Frame]) -> str:
-    """A row for each class, the most frequent first; each frame counts once. Heights are in label px of 720."""
-    classes: dict[str, list[Label]] = {}
-    for frame in frames.values():
-        for label in frame.labels:
-            classes.setdefault(label.name, []).append(label)
-    rows = []
-    for name, labels in sorted(classes.items(), key=lambda item: (-len(item[1]), item[0])):
-        heights = [label.box[3] - label.box[1] for label in labels]
-        bands = Counter(sum(height >= limit for limit in HEIGHTS) for height in heights)
-        rows.append([name, len(labels), share(label.visible_rgb for label in labels),
-                     share(label.visible_gated for label in labels), f"{median(heights):.0f}",
-                     *(bands[band] for band in range(len(HEIGHTS) + 1))])
-    return table(["class", "boxes", "in RGB", "in gated", "height", "<32 px", "32-64", "64-128", ">=128"], rows)
-
-
-def condition_table(lists: Lists, frames: dict[str, Frame]) -> str:
-    """A row for each condition, which is what follows train_, val_ or test_ in a list's name."""
-    conditions: dict[str, set[str]] = {}
-    for list_name, names in lists.items():
-        if condition := split_and_condition(list_name)[1]:
-            conditions.setdefault(condition, set()).update(names)
-    rows = []
-    for condition, names in sorted(conditions.items()):
-        people = [label for name in names for label in frames[name].labels if label.name.startswith("Pedestrian")]
-        rows.append([condition, len(names), len(people), share(label.visible_rgb for label in people)])
-    return table(["condition", "frames", "pedestrians", "in RGB"], rows)
-
-
-def sizes_line(frames: dict[str, Frame]) -> str:
-    """The sizes of pictures, the most frequent first."""
-    sizes = Counter(frame.size for frame in frames.values() if frame.size).most_common()
-    shown = [f"{count} of {width}x{height}" for (width, height), count in sizes[:4]]
-    return f"picture sizes: {', '.join(shown) or 'none'}" + f" and {len(sizes) - 4} other sizes" * (len(sizes) > 4)
-
-
-# --------------------------------------------------------------------------------------------- all of it
-
-
-def check(root: Path, workers: int, sheet: Path | None = None) -> None:
-    """Print every problem and the tables, and write the sheet. Raises `UserError` where training would not run."""
+    Raises `UserError` if training would not run.
+    """
     lists, errors = read_lists(root)
     if sheet:
         refuse_unwritable(sheet)
     places = first_places(root, lists)
     frames = read_frames(root, places, workers)
-    errors += [error for frame in frames.values() for error in frame.errors]
+    for frame in frames.values():
+        errors += frame.errors
     shared_frames, shared_recordings = shared_by_splits(root, lists)
-    warnings = {"boxes outside 1280x720": [warning for frame in frames.values() for warning in frame.warnings],
-                "names alike": names_alike(places), "recordings in two splits": shared_recordings,
-                "FRAMES IN TWO SPLITS": shared_frames}
-    for error in errors:
-        print(f"error: {error}")
-    for warning in (warning for kind in warnings.values() for warning in kind):
-        print(f"warning: {warning}")
-    if errors or any(warnings.values()):
-        print()
-    print(list_table(lists, frames), class_table(frames), condition_table(lists, frames), sizes_line(frames),
-          sep="\n\n")
+    warnings = {
+        "boxes outside 1280x720": [
+            warning for frame in frames.values() for warning in frame.warnings
+        ],
+        "similar names": similar_names(places),
+        "recordings in two splits": shared_recordings,
+        "FRAMES IN TWO SPLITS": shared_frames,
+    }
+    print_problems(errors, warnings)
+    print_tables(lists, frames)
+    kinds = [f"({kind}: {len(found)})" for kind, found in warnings.items() if found]
     print(f"errors: {len(errors)}")
-    print(f"warnings: {sum(map(len, warnings.values()))}",
-          *(f"({what}: {len(kind)})" for what, kind in warnings.items() if kind))
+    print(f"warnings: {sum(map(len, warnings.values()))}", *kinds)
     if sheet:
-        sound = {name: frame.labels for name, frame in frames.items() if not frame.errors}
-        picture = contact_sheet(root, lists, sound, SHEET_ROWS)
-        write_atomically(sheet, lambda unfinished: picture.save(unfinished, "PNG"))
+        labels = {name: frame.labels for name, frame in frames.items() if not frame.errors}
+        picture = frame_sheet(root, lists, labels, SHEET_ROWS)
+        save_picture(picture, sheet)
         print(f"{sheet}: {picture.width}x{picture.height}")
     if errors:
-        raise UserError(f"{root}: {len(errors)} {'error' if len(errors) == 1 else 'errors'}, the first: {errors[0]}")
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        raise UserError(f"{root}: {count}, the first: {errors[0]}")
+
+
+def print_problems(errors: list[str], warnings: dict[str, list[str]]) -> None:
+    """A line for each problem, then an empty one."""
+    lines = [f"error: {error}" for error in errors]
+    for found in warnings.values():
+        lines += [f"warning: {warning}" for warning in found]
+    if lines:
+        print(*lines, sep="\n", end="\n\n")
+
+
+def export_coco(
+    root: Path, list_name: str, classes: list[str], ignore: list[str] | None, file: Path
+) -> None:
+    """Write the frames and boxes of a list as COCO JSON. Raises `UserError`."""
+    truth = SeeingThroughFog(root, list_name, "rgb", classes, ignore).ground_truth()
+    save_json(truth, file)
+    categories = ", ".join(category["name"] for category in truth["categories"])
+    print(
+        f"{file}: {len(truth['images'])} images, {len(truth['annotations'])} boxes, categories "
+        f"{categories}"
+    )
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def print_tables(lists: Lists, frames: dict[str, CheckedFrame]) -> None:
+    """The tables of lists, classes and conditions, and the sizes of images."""
+    for rows in (list_rows(lists, frames), class_rows(frames), condition_rows(lists, frames)):
+        print(text_table(rows), end="\n\n")
+    sizes = Counter(frame.size for frame in frames.values() if frame.size).most_common()
+    shown = [f"{count} of {width}x{height}" for (width, height), count in sizes[:4]]
+    others = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
+    print(f"image sizes: {', '.join(shown) or 'none'}{others}")
+
+
+def list_rows(lists: Lists, frames: dict[str, CheckedFrame]) -> list[list[str]]:
+    """A heading, and a row for each list."""
+    rows = [["list", "frames", "without a box", "recordings", "boxes"]]
+    for list_name, names in lists.items():
+        boxes = [len(frames[name].labels) for name in names]
+        recordings = {recording(name) for name in names}
+        counts = (len(names), boxes.count(0), len(recordings), sum(boxes))
+        rows.append([list_name, *map(str, counts)])
+    return rows
+
+
+def class_rows(frames: dict[str, CheckedFrame]) -> list[list[str]]:
+    """A heading, and a row for each class, the most frequent first; heights are in label px."""
+    rows = [["class", "boxes", "in RGB", "in gated", "height"]]
+    rows[0] += ["<32 px", "32-64", "64-128", ">=128"]
+    labels_of: dict[str, list[Label]] = {}
+    for frame in frames.values():
+        for label in frame.labels:
+            labels_of.setdefault(label.name, []).append(label)
+    for name, labels in sorted(labels_of.items(), key=lambda item: (-len(item[1]), item[0])):
+        heights = [label.box[3] - label.box[1] for label in labels]
+        bands = Counter(sum(height >= limit for limit in HEIGHT_LIMITS) for height in heights)
+        rows.append(
+            [
+                name,
+                str(len(labels)),
+                percentage(label.visible_rgb for label in labels),
+                percentage(label.visible_gated for label in labels),
+                f"{median(heights):.0f}",
+                *(str(bands[band]) for band in range(len(HEIGHT_LIMITS) + 1)),
+            ]
+        )
+    return rows
+
+
+def condition_rows(lists: Lists, frames: dict[str, CheckedFrame]) -> list[list[str]]:
+    """A heading, and a row for each condition: what follows train_, val_ or test_ in list names."""
+    names_of: dict[str, set[str]] = {}
+    for list_name, names in lists.items():
+        if condition := split_and_condition(list_name)[1]:
+            names_of.setdefault(condition, set()).update(names)
+    rows = [["condition", "frames", "pedestrians", "in RGB"]]
+    for condition, names in sorted(names_of.items()):
+        labels = [label for name in names for label in frames[name].labels]
+        people = [label for label in labels if label.name.startswith("Pedestrian")]
+        visible = percentage(label.visible_rgb for label in people)
+        rows.append([condition, str(len(names)), str(len(people)), visible])
+    return rows
+
+
+def percentage(flags: Iterable[bool | None]) -> str:
+    """The share of true flags, without those that are unknown; '-' if none is known."""
+    known = [flag for flag in flags if flag is not None]
+    return f"{100 * sum(known) / len(known):.0f} %" if known else "-"
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(__doc__)
+    parser.add_argument("data", type=Path, metavar="DATA", help="prepared data folder")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="also write a PNG of some frames with boxes"
+    )
+    output.add_argument(
+        "--export-coco",
+        type=Path,
+        metavar="FILE",
+        help="instead of the check, write the frames and boxes of --list",
+    )
+    parser.add_argument(
+        "--workers", type=at_least(1), default=cores(), help="processes (default: all cores)"
+    )
+    parser.add_argument(
+        "--list", default="val_night", help="for --export-coco (default: val_night)"
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=list(DEFAULT_CLASSES),
+        metavar="A,B",
+        help="for --export-coco, as in training",
+    )
+    parser.add_argument(
+        "--ignore", nargs="*", metavar="CLASS", help="for --export-coco, as in training"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.export_coco:
+        export_coco(args.data, args.list, args.classes, args.ignore, args.export_coco)
+    else:
+        check(args.data, args.workers, args.sheet)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,55 +1,127 @@
-"""The loop that is the same for every method: epochs, schedule, validation, best weights, early stop, resume.
+"""The training loop of every method: schedule, validation, best weights, early stop, resume.
 
-It knows nothing of teachers, losses or discriminators: a train script passes `compute_losses(batch)`, whose values are
-summed, minimised and logged by their keys.
+It knows nothing of teachers, losses or discriminators: a train script passes
+`compute_losses(batch)`, whose values are summed, minimised and logged by their keys.
 """
 
 import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 
-from cmkd.evaluation.metrics import coco_metrics, finite, to_coco_results
+from cmkd.evaluation.metrics import coco_metrics, finite
+from cmkd.evaluation.predict import predict, progress_bar, to_device
 from cmkd.runtime import checkpoint, distributed
-from cmkd.runtime.failures import StopRequest, is_out_of_memory, naming_dead_workers
-from cmkd.viewing.tensorboard_log import open_board, show_epoch
-from utils import (
-    UserError,
-    append_record,
-    reason_of,
-    refuse_unwritable,
-    save_json,
-    save_torch,
-    seed_everything,
-    versions,
-    warn,
-)
-
-Batch = tuple[list[Tensor], list[dict[str, Any]]]
-Unread = list[tuple[dict[str, Tensor], list[dict[str, Any]]]]  # losses and targets of steps, not yet known to the host
+from cmkd.runtime.failures import StopRequest, fetch, is_out_of_memory, warn
+from cmkd.runtime.files import UserError, append_record, reason_of, refuse_unwritable, save_json
+from cmkd.runtime.hardware import versions
+from cmkd.runtime.weights import save_torch, settings_file, sha256_of
+from dataset import Batch
+from utils import seed_everything
 
 WARM_UP_ITERATIONS, WARM_UP_START = 1000, 0.001
 EPOCHS_PER_DECAY, DECAY = 5, 0.1
-PUBLISHED_BATCH = 4
-# To read a loss is to wait for the device, which then has nothing to do until the next step is there. A CPU loses
-# nothing by it.
-STEPS_BETWEEN_READS = {"cuda": 20}
+# Reading a loss synchronises the GPU, which then idles until the next step. A CPU loses nothing.
+STEPS_BETWEEN_FETCHES = {"cuda": 20}
+
+ComputeLosses = Callable[[Batch], dict[str, Tensor]]
+Step = tuple[dict[str, Tensor], list[str]]  # losses that are still on the device; names of frames
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the loop needs of a script's arguments. The defaults are the published recipe."""
+
+    epochs: int = 100
+    patience: int = 5  # stop once more epochs than this have passed since the best
+    batch_size: int = 4  # frames in memory at a time; the loader's batches hold those of a step
+    lr: float = 0.005
+    amp: bool = False  # bfloat16 autocast
+    seed: int = 0
+    deterministic: bool = False  # on CUDA too
+    resume: bool = False
+    tensorboard: bool = False
+    checkpoint_minutes: float = 10.0
+    max_iterations: int | None = None  # steps of all epochs
+    run_dir: Path = Path("runs")  # the log and the training state
+
+    def steps_left(self, iteration: int) -> int | float:
+        """How many steps may follow so many."""
+        return max(0, (self.max_iterations or math.inf) - iteration)
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> "Options":
+        """Those of the arguments that are options of the loop. Raises `TypeError`."""
+        own = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments}
+        for one in fields(cls):
+            expected = int | float if one.type is float else one.type
+            if one.name in own and not isinstance(own[one.name], expected):
+                raise TypeError(f"{one.name} must be {expected}, not {own[one.name]!r}")
+        return cls(**own)
+
+
+@dataclass
+class Progress:
+    """How far a run has come; part of every checkpoint."""
+
+    epoch: int = 0  # finished ones
+    iteration: int = 0  # steps of all epochs
+    best_AP: float = -1.0  # noqa: N815 - as in the log
+    best_epoch: int = 0
+    # Of the epoch under way:
+    steps: int = 0
+    frames: int = 0  # of all processes
+    seconds: float = 0.0
+    loss_sums: dict[str, float] = field(default_factory=dict)
+
+    def count_step(self, frames: int) -> None:
+        """Count a step of so many frames."""
+        self.iteration += 1
+        self.steps += 1
+        self.frames += frames
+
+    def add_losses(self, losses: dict[str, float]) -> None:
+        """Add the losses of a step to the epoch's sums."""
+        for name, value in losses.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value
+
+    def mean_losses(self) -> dict[str, float]:
+        """Means over the epoch's steps."""
+        return {name: total / self.steps for name, total in self.loss_sums.items()}
+
+    def finish_epoch(self, ap: float) -> bool:
+        """Count the epoch, which had this validation AP; whether it is the best so far."""
+        self.epoch += 1
+        self.steps, self.frames, self.seconds, self.loss_sums = 0, 0, 0.0, {}
+        if is_best := ap > self.best_AP:
+            self.best_AP, self.best_epoch = ap, self.epoch
+        return is_best
+
+    def may_continue(self, options: Options) -> bool:
+        """Whether an epoch is under way, or epochs, patience and max_iterations allow another."""
+        return self.steps > 0 or (
+            self.epoch < options.epochs
+            and self.epoch - self.best_epoch <= options.patience
+            and options.steps_left(self.iteration) > 0
+        )
 
 
 def learning_rate(base: float, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The published schedule: linear warm-up from base/1000 over min(1000, steps - 1) steps of the first epoch, then a
-    tenth after every 5 epochs.
+    """The published schedule: linear warm-up in the first epoch, then a tenth every 5 epochs.
 
-    `epoch` counts from 1, `step` from 0 within it. A function of these alone, so there is no state to save, and an
-    epoch that `--max-iterations` cut short shifts nothing.
+    Warm-up goes from base / 1000 over min(1000, steps - 1) steps. `epoch` counts from 1, `step`
+    from 0 within it. A function of these alone has no state to save, and an epoch that
+    `--max-iterations` cut short shifts nothing.
     """
     warm_up = min(WARM_UP_ITERATIONS, steps_per_epoch - 1)
     if epoch == 1 and step < warm_up:
@@ -57,220 +129,171 @@ def learning_rate(base: float, epoch: int, step: int, steps_per_epoch: int) -> f
     return base * DECAY ** ((epoch - 1) // EPOCHS_PER_DECAY)
 
 
-def fit(model: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]], optimizer: torch.optim.Optimizer,
-        train_loader: DataLoader, val_loader: DataLoader, *, weights: Path, run_dir: Path, settings: dict[str, Any],
-        arguments: dict[str, Any], also_trained: nn.Module | None = None,
-        measure: Callable[[], dict[str, Any]] | None = None) -> None:
-    """Train `model` until the epochs are done or the validation AP stops rising.
+def fit(
+    model: nn.Module,
+    compute_losses: ComputeLosses,
+    optimizer: torch.optim.Optimizer,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    *,
+    weights: Path,
+    settings: dict[str, Any],
+    arguments: dict[str, Any],
+    also_trained: nn.Module | None = None,
+) -> None:
+    """Train `model` until the epochs are over or the validation AP stops rising.
 
-    `model` is what is validated and whose best state_dict goes to `weights`, with `settings` (what evaluation needs to
-    know) and `arguments` as JSON beside it. `also_trained` (discriminators) is trained along and kept in the training
-    checkpoint. Everything trained must be in `optimizer`; on CUDA, one of torch's with `fused=True` saves a wait for
-    the device in each step. `arguments` are the script's parsed options: `epochs`, `patience`, `seed`, `amp`, `resume`,
-    `max_iterations` and others steer the loop, all are logged. `measure` is what is worth knowing before training and
-    takes long: it is called once nothing speaks against the run, and adds to `settings`. Raises `UserError` for a run
-    that is there already, settings that changed on resume, files that cannot be read or written, too little memory, or
-    a loss that is not finite; ends the program on Ctrl-C and SIGTERM once the step is done and saved (on CUDA, up to
-    `STEPS_BETWEEN_READS` steps later).
+    `model` is what is validated; the state_dict of its best epoch goes to `weights`, with
+    `settings` (what evaluation needs to know) and `arguments` as JSON beside it. `also_trained`
+    (discriminators) is trained too and is part of the training checkpoint. Everything trained must
+    be in `optimizer`; `fused=True` saves a synchronisation in each step on CUDA. `arguments` are
+    the script's options: `Options` are taken from them, all are logged, and none may change when
+    the run is resumed, except those in `checkpoint.MAY_CHANGE_ON_RESUME`.
+
+    Raises `UserError` if the run exists already, if arguments changed on resume, for files that
+    cannot be read or written, and for a loss that is not finite. Ctrl-C and SIGTERM end the program
+    once the step is done and saved (on CUDA up to 20 steps later).
     """
-    trained = nn.ModuleDict({"model": model, "also_trained": nn.Identity() if also_trained is None else also_trained})
-    log_file = run_dir / "log.jsonl"
+    options = Options.of(arguments)
+    log_file = options.run_dir / "log.jsonl"
     if not val_loader.dataset.has_boxes:
-        raise UserError(f"{val_loader.dataset.list_file}: no frame has a box of the classes trained, so no validation "
-                        "AP can be measured: name another --val-list or --classes")
-    if arguments["deterministic"]:
+        raise UserError(
+            f"{val_loader.dataset.list_file}: no frame has a box of the classes trained, so no "
+            "validation AP can be measured: name another --val-list or --classes"
+        )
+    if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    also_trained = nn.Identity() if also_trained is None else also_trained
+    trained = nn.ModuleDict({"model": model, "also_trained": also_trained})
     distributed.synchronise_norms(trained)
-    train_loader.dataset.skip_bad = arguments["skip_bad"] > 0
-    state = begin_run(run_dir, weights, trained, optimizer, arguments)
+    progress, random_states = begin_run(options, weights, trained, optimizer, arguments)
     if not train_loader.dataset.has_boxes:
-        warn(f"{train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing will be learned "
-             "but background")
-
-    board = open_board(run_dir, state["epoch"]) if arguments["tensorboard"] and distributed.rank() == 0 else None
+        warn(
+            f"{train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing "
+            "will be learned but background"
+        )
+    is_first = distributed.rank() == 0
+    show_epoch = open_tensorboard(options, progress) if options.tensorboard and is_first else None
 
     def save() -> None:
-        random_states = distributed.gather(checkpoint.random_states())
-        if distributed.rank() == 0:
-            checkpoint.save(run_dir, {
-                "model": model.state_dict(), "also_trained": trained["also_trained"].state_dict(),
-                "optimizer": optimizer.state_dict(), "state": state, "random_states": random_states,
-                "arguments": checkpoint.comparable(arguments)})
+        states = distributed.gather(checkpoint.random_states())
+        if is_first:
+            content = {name: part.state_dict() for name, part in trained.items()}
+            content |= {"optimizer": optimizer.state_dict(), "state": asdict(progress)}
+            content |= {"random_states": states, "arguments": checkpoint.comparable(arguments)}
+            checkpoint.save(options.run_dir, content)
 
     with StopRequest() as stop:
-        if measure:
-            settings = {**settings, **measure()}
-        if distributed.rank() == 0:
-            append_record(log_file, {"arguments": arguments, "settings": settings, "versions": versions(),
-                                     "processes": distributed.world_size(), "start": time.strftime("%F %T")})
-        while has_work_left(state, arguments):
-            losses, train_seconds = train_one_epoch(trained, compute_losses, optimizer, train_loader, state, arguments,
-                                                    run_dir, stop, save)
+        if is_first:
+            append_record(log_file, start_record(arguments, settings))
+        while progress.may_continue(options):
+            begin_epoch(train_loader, progress, options.seed, random_states)
+            random_states = []
+            train_one_epoch(
+                trained, compute_losses, optimizer, train_loader, progress, options, stop, save
+            )
+            losses, train_seconds = progress.mean_losses(), progress.seconds
             started = time.perf_counter()
-            results = predict(model, val_loader, arguments["amp"], stop)
-            metrics = score(val_loader, results)
+            results = predict(model, val_loader, options.amp, stop)
+            metrics = validation_metrics(val_loader.dataset, results)
             val_seconds = time.perf_counter() - started
-            state.update(epoch=state["epoch"] + 1, under_way=None)
-            if metrics["AP"] > state["best_AP"]:
-                state.update(best_AP=metrics["AP"], best_epoch=state["epoch"])
-                if distributed.rank() == 0:
-                    save_torch(model.state_dict(), weights)
-                    save_json({**settings, "epoch": state["epoch"], "val": finite(metrics), "arguments": arguments,
-                               "versions": versions()}, weights.with_suffix(".json"))
-            record = {**{name: state[name] for name in ("epoch", "iteration", "best_AP", "best_epoch")},
-                      "skipped": len(state["skipped"]), "losses": losses, "val": finite(metrics),
-                      "lr": optimizer.param_groups[0]["lr"], "train_seconds": train_seconds, "val_seconds": val_seconds}
-            if distributed.rank() == 0:
+
+            is_best = progress.finish_epoch(metrics["AP"])
+            record = {
+                "epoch": progress.epoch,
+                "iteration": progress.iteration,
+                "best_AP": progress.best_AP,
+                "best_epoch": progress.best_epoch,
+                "losses": losses,
+                "val": finite(metrics),
+                "lr": optimizer.param_groups[0]["lr"],
+                "train_seconds": train_seconds,
+                "val_seconds": val_seconds,
+            }
+            if is_first:
+                if is_best:
+                    save_best(weights, model, record, settings, arguments, val_loader.dataset)
                 append_record(log_file, record)
             save()
-            if board:
-                show_epoch(board, record, val_loader.dataset, val_loader.dataset.ground_truth(), results)
-            print(f"epoch {state['epoch']}: loss {sum(losses.values()):.4f}  val AP {metrics['AP']:.4f}  "
-                  f"AP50 {metrics['AP50']:.4f}  best AP {state['best_AP']:.4f} (epoch {state['best_epoch']})  "
-                  f"{train_seconds:.0f} + {val_seconds:.0f} s")
-    print(f"best AP {state['best_AP']:.4f} at epoch {state['best_epoch']}: {weights}; log: {log_file}")
+            if show_epoch:
+                show_epoch(record, val_loader.dataset, results)
+            print(epoch_line(record))
+    best = f"best AP {progress.best_AP:.4f} at epoch {progress.best_epoch}"
+    print(f"{best}: {weights}; log: {log_file}")
 
 
-def begin_run(run_dir: Path, weights: Path, trained: nn.Module, optimizer: torch.optim.Optimizer,
-              arguments: dict[str, Any]) -> dict[str, Any]:
-    """Load the newest checkpoint of a run that goes on into networks and optimizer, or see that a new one destroys
-    nothing; return the loop's state. The first process reads, so that no other needs the folder.
+def train_one_epoch(
+    trained: nn.Module,
+    compute_losses: ComputeLosses,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    progress: Progress,
+    options: Options,
+    stop: StopRequest,
+    save: Callable[[], None],
+) -> None:
+    """Train the rest of an epoch, which ends early at `max_iterations`; count it in `progress`.
 
-    Raises `UserError` for a run that is there already, other settings, files that cannot be written, and a file that
-    is no training checkpoint of these networks.
-    """
-    def prepare() -> dict[str, Any] | None:
-        content = checkpoint.load(run_dir) if arguments["resume"] else None
-        if content:
-            checkpoint.refuse_other_settings(run_dir, content["arguments"], checkpoint.comparable(arguments))
-        # A run that stopped before its first checkpoint has a log and no state: it starts anew.
-        elif not (arguments["resume"] and (run_dir / "log.jsonl").is_file()):
-            checkpoint.refuse_overwriting(run_dir, weights)
-        for file in (weights, run_dir / "log.jsonl"):
-            refuse_unwritable(file)
-        checkpoint.remove_unfinished(run_dir, weights)
-        return content
-
-    state = {"epoch": 0, "iteration": 0, "best_AP": -1.0, "best_epoch": 0, "skipped": {}, "under_way": None}
-    if content := distributed.on_first(prepare):
-        try:
-            for name in ("model", "also_trained"):
-                trained[name].load_state_dict(content[name])
-            optimizer.load_state_dict(content["optimizer"])
-            state = {name: content["state"][name] for name in state}
-            if state["under_way"]:
-                state["under_way"]["random_states"] = content["random_states"]
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise checkpoint.not_a_checkpoint(content["file"], reason_of(error)) from None
-        within = f" and {state['under_way']['steps']} steps" if state["under_way"] else ""
-        print(f"going on after epoch {state['epoch']}{within} of {content['file']}; best AP {state['best_AP']:.4f}")
-    distributed.on_first(lambda: checkpoint.cut_log(run_dir / "log.jsonl", state["epoch"]))
-    distributed.copy_from_first(trained)
-    return state
-
-
-def has_work_left(state: dict[str, Any], arguments: dict[str, Any]) -> bool:
-    """Whether an epoch is under way, or epochs, patience and `max_iterations` all allow another one."""
-    return state["under_way"] is not None or (
-        state["epoch"] < arguments["epochs"] and state["epoch"] - state["best_epoch"] <= arguments["patience"]
-        and state["iteration"] < (arguments["max_iterations"] or math.inf))
-
-
-def train_one_epoch(trained: nn.Module, compute_losses: Callable[[Batch], dict[str, Tensor]],
-                    optimizer: torch.optim.Optimizer, loader: DataLoader, state: dict[str, Any],
-                    arguments: dict[str, Any], run_dir: Path, stop: StopRequest, save: Callable[[], None]
-                    ) -> tuple[dict[str, float], float]:
-    """The rest of an epoch, ended early at `max_iterations`: mean losses by key, and the seconds it took.
-
-    Counts `state["iteration"]`, and keeps in `state["under_way"]` what a resumed run needs to go on from any step.
-    Calls `save` every `checkpoint_minutes`, before it leaves on a stop request, and at the end.
+    Calls `save` every `checkpoint_minutes`, before it ends the program on a stop request, and at
+    the end.
     """
     device = next(trained.parameters()).device
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    epoch = state["epoch"] + 1
-    progress = state["under_way"] = begin_epoch(loader, epoch, state["under_way"], arguments["seed"])
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    epoch, batches = progress.epoch + 1, loader.batch_sampler
+    steps = min(len(loader) - batches.first, options.steps_left(progress.iteration))
+    steps_between_fetches = STEPS_BETWEEN_FETCHES.get(device.type, 1)
+    pending: list[Step] = []
+    fetched_at = saved_at = time.perf_counter()
+    bar = progress_bar(f"epoch {epoch}", loader, progress.frames)
     trained.train()
-    steps_between_reads = STEPS_BETWEEN_READS.get(device.type, 1)
-    base_rate = arguments["lr"]
-    if arguments["scale_lr"]:
-        base_rate *= loader.batch_sampler.batch_size / PUBLISHED_BATCH
-    first_step = loader.batch_sampler.first
-    steps_left = min(len(loader) - first_step, max(0, (arguments["max_iterations"] or math.inf) - state["iteration"]))
-    batches = iter(loader)
-    unread: Unread = []
-    last_read_at = saved_at = time.perf_counter()
-    shown = bar(f"epoch {epoch}", loader, progress["frames"])
-    for step in range(first_step, first_step + steps_left):
-        with naming_dead_workers(loader):
-            images, targets = next(batches)
-        rate = learning_rate(base_rate, epoch, step, len(loader))
+    for step, (images, targets) in enumerate(islice(fetch(loader), steps), batches.first):
+        rate = learning_rate(options.lr, epoch, step, len(loader))
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        losses = compute_gradients(compute_losses, to_device((images, targets), device), device, arguments)
+        losses = compute_gradients(compute_losses, to_device((images, targets), device), options)
         distributed.average_gradients(parameters)
         distributed.average_norm_statistics(trained)
-        unread.append(({**losses, "gradient_norm": norm_of_gradients(parameters)}, targets))
-        step_where_finite(optimizer, unread[-1][0])
-        state["iteration"] += 1
-        progress["frames"] += loader.batch_sampler.batch_size
-        progress["steps"] += 1
-        shown.update(len(images) * distributed.world_size())
-        if len(unread) < steps_between_reads and state["iteration"] > 1 and step + 1 < first_step + steps_left:
+        losses["gradient_norm"] = norm_of_gradients(parameters)
+        step_if_finite(optimizer, losses)
+        pending.append((losses, [target["name"] for target in targets]))
+        progress.count_step(batches.batch_size)
+        bar.update(len(images) * distributed.world_size())
+        is_last = step + 1 == batches.first + steps
+        if len(pending) < steps_between_fetches and progress.iteration > 1 and not is_last:
             continue
-        values, (stops, overdue) = settle(unread, state, [
-            stop.signal > 0, time.perf_counter() - saved_at > 60 * arguments["checkpoint_minutes"]], arguments, run_dir)
+
         now = time.perf_counter()
-        progress["seconds"] += now - last_read_at
-        last_read_at = now
-        unread = []
-        # The first two are what a terminal of 80 columns has room for.
-        shown.set_postfix({"lr": rate, "loss": sum(values.values()),
-                           **{name.removeprefix("loss_"): value for name, value in values.items()}}, refresh=False)
-        if stops or overdue:
+        wants = [stop.signal > 0, now - saved_at > 60 * options.checkpoint_minutes]
+        losses, (stops, saves) = fetch_losses(pending, wants, progress, options.run_dir)
+        pending = []
+        bar.set_postfix(postfix(rate, losses), refresh=False)
+        now = time.perf_counter()
+        progress.seconds += now - fetched_at
+        fetched_at = now
+        if stops or saves:
             save()
             saved_at = now
         if stops:
-            shown.close()
+            bar.close()
             stop.obey(f"after step {step + 1} of epoch {epoch}")
-    shown.close()
+    bar.close()
     save()
-    return {name: value / progress["steps"] for name, value in progress["sums"].items()}, progress["seconds"]
 
 
-def settle(unread: Unread, state: dict[str, Any], requests: list[bool], arguments: dict[str, Any], run_dir: Path
-           ) -> tuple[dict[str, float], list[bool]]:
-    """Read back what the steps since the last time gave: add their losses to the epoch's sums, and note frames that
-    could not be read. Returns the last step's losses, and which of the requests any process has.
+def compute_gradients(
+    compute_losses: ComputeLosses, batch: Batch, options: Options
+) -> dict[str, Tensor]:
+    """Add a step's gradients to the parameters; return the mean losses, detached.
 
-    Raises `UserError` for a loss or gradient that is not finite, and for too many unreadable frames.
+    `batch_size` frames are in memory at a time; each part counts by its share of the frames.
     """
-    tensors, targets_by_step = zip(*unread, strict=True)
-    targets = [target for batch in targets_by_step for target in batch]
-    steps, (unreadable, *requested) = read_back(tensors, [sum("unreadable" in target for target in targets), *requests])
-    refuse_non_finite(steps, targets_by_step, state["epoch"] + 1, state["iteration"], run_dir)
-    if unreadable:
-        note_unreadable(targets, state["skipped"], arguments["skip_bad"])
-    sums = state["under_way"]["sums"]
-    for values in steps:
-        del values["gradient_norm"]
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return steps[-1], [count > 0 for count in requested]
-
-
-def compute_gradients(compute_losses: Callable[[Batch], dict[str, Tensor]], batch: Batch, device: torch.device,
-                      arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """Add a step's gradients to the parameters, `batch_size` frames at a time, each part by its share of the frames;
-    return the mean losses, detached."""
     images, targets = batch
-    size, means = arguments["batch_size"], {}
+    size, means = options.batch_size, {}
     for start in range(0, len(images), size):
         part = images[start : start + size], targets[start : start + size]
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments["amp"]):
+        with torch.autocast(images[0].device.type, torch.bfloat16, enabled=options.amp):
             losses = compute_losses(part)
         share = len(part[0]) / len(images)
         (share * sum(losses.values())).backward()
@@ -279,25 +302,16 @@ def compute_gradients(compute_losses: Callable[[Batch], dict[str, Tensor]], batc
     return means
 
 
-def begin_epoch(loader: DataLoader, epoch: int, under_way: dict[str, Any] | None, seed: int) -> dict[str, Any]:
-    """Set all random numbers and the frames' order for an epoch, or for the rest of one that is `under_way`; return
-    the record of its progress.
+def norm_of_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """The Euclidean norm of all gradients together, a scalar."""
+    return get_total_norm([one.grad for one in parameters if one.grad is not None])
 
-    Other processes than before draw other random numbers, and go on after the last batch that was whole for them.
+
+def step_if_finite(optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) -> None:
+    """The optimizer's step, skipped if a value is NaN or infinite.
+
+    Fused kernels check it on the device; another optimizer synchronises the GPU.
     """
-    epoch_seed = seed_everything(seed, epoch)
-    seed_everything(seed, epoch, distributed.rank())
-    progress = {"frames": 0, "steps": 0, "sums": {}, "seconds": 0.0, "random_states": [], **(under_way or {})}
-    if distributed.rank() < len(random_states := progress.pop("random_states")):
-        checkpoint.set_random_states(random_states[distributed.rank()])
-    loader.batch_sampler.begin(epoch_seed, progress["frames"])
-    loader.dataset.seed_flips(epoch_seed)
-    return progress
-
-
-def step_where_finite(optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) -> None:
-    """The optimizer's step, or none where a value is NaN or infinite. Fused kernels see that for themselves on the
-    device; for another optimizer the device is waited for."""
     finite = torch.stack(list(values.values())).isfinite().all()
     if all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = 1 - finite.float()
@@ -306,106 +320,177 @@ def step_where_finite(optimizer: torch.optim.Optimizer, values: dict[str, Tensor
         optimizer.step()
 
 
-def norm_of_gradients(parameters: list[nn.Parameter]) -> Tensor:
-    """The Euclidean norm of all gradients together, a scalar."""
-    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+def fetch_losses(
+    pending: list[Step], wants: list[bool], progress: Progress, run_dir: Path
+) -> tuple[dict[str, float], list[bool]]:
+    """Copy the losses of pending steps to the host, and add them to the epoch's sums.
 
-
-def read_back(steps: tuple[dict[str, Tensor], ...], counts: list[int]) -> tuple[list[dict[str, float]], list[float]]:
-    """The mean of each value of each step over all processes, and the sum of each count.
-
-    One transfer for all of them, and the only wait for the device that is ours.
+    They are means over all processes. Returns those of the last step, and for each of `wants`
+    whether any process wants it. All go in one transfer, the only synchronisation of the GPU that
+    is ours. Raises `UserError` for a loss or gradient that is not finite.
     """
-    names, values = list(steps[0]), torch.stack([torch.stack(list(step.values())).float() for step in steps])
-    both = torch.cat([values.flatten(), torch.tensor(counts, device=values.device, dtype=torch.float32)])
-    everywhere = distributed.total(both).tolist()
-    means = [value / distributed.world_size() for value in everywhere]
-    return ([dict(zip(names, means[start : start + len(names)], strict=True))
-             for start in range(0, values.numel(), len(names))], everywhere[values.numel():])
+    keys = list(pending[0][0])
+    table = torch.stack([torch.stack(list(losses.values())).float() for losses, _ in pending])
+    everything = torch.cat([table.flatten(), table.new_tensor(wants)])
+    totals = distributed.total(everything).tolist()
+    means = [total / distributed.world_size() for total in totals[: table.numel()]]
+    steps = [
+        dict(zip(keys, means[start : start + len(keys)], strict=True))
+        for start in range(0, table.numel(), len(keys))
+    ]
+    for ago, (losses, (_, names)) in enumerate(zip(steps, pending, strict=True), 1 - len(steps)):
+        if not all(map(math.isfinite, losses.values())):
+            refuse_step(losses, names, progress.epoch + 1, progress.iteration + ago, run_dir)
+        del losses["gradient_norm"]
+        progress.add_losses(losses)
+    return steps[-1], [total > 0 for total in totals[table.numel() :]]
 
 
-def refuse_non_finite(steps: list[dict[str, float]], targets: tuple[list[dict[str, Any]], ...], epoch: int,
-                      last_step: int, run_dir: Path) -> None:
-    """Raise `UserError` for the first of the steps that end with number `last_step` where a loss or the gradient's norm
-    is NaN or infinite; RUN_DIR/nonfinite.json has it all."""
-    bad = next((place for place, values in enumerate(steps) if not all(map(math.isfinite, values.values()))), None)
-    if bad is None:
-        return
-    frames = [name for part in distributed.gather([target["name"] for target in targets[bad]]) for name in part]
-    step = last_step - len(steps) + bad + 1
+def refuse_step(
+    losses: dict[str, float], names: list[str], epoch: int, step: int, run_dir: Path
+) -> NoReturn:
+    """Raise `UserError` for a step that is not finite, and write RUN_DIR/nonfinite.json."""
+    frames = [name for part in distributed.gather(names) for name in part]
     if distributed.rank() == 0:
-        save_json({"epoch": epoch, "step": step, "frames": frames,
-                   **{name: str(value) for name, value in steps[bad].items()}}, run_dir / "nonfinite.json")
-    text = ", ".join(f"{name} {value:g}" for name, value in steps[bad].items())
-    raise UserError(f"non-finite loss or gradient at epoch {epoch}, step {step}: {text}; frames {', '.join(frames)} "
-                    f"({run_dir / 'nonfinite.json'}); the step was not taken and earlier checkpoints stand: lower "
-                    "--lr, or look at these frames")
+        values = {name: str(value) for name, value in losses.items()}
+        report = {"epoch": epoch, "step": step, "frames": frames, **values}
+        save_json(report, run_dir / "nonfinite.json")
+    text = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+    raise UserError(
+        f"non-finite loss or gradient at epoch {epoch}, step {step}: {text}; frames "
+        f"{', '.join(frames)} ({run_dir / 'nonfinite.json'}); the step was not taken and earlier "
+        "checkpoints are intact: lower --lr, or look at these frames"
+    )
 
 
-def note_unreadable(targets: list[dict[str, Any]], skipped: dict[str, str], allowed: int) -> None:
-    """Add to `skipped`, name -> reason, and warn of, the frames of this step that could not be read; raise `UserError`
-    where they are more than `--skip-bad`."""
-    for part in distributed.gather([target.get("unreadable", {}) for target in targets]):
-        found = {name: reason for unreadable in part for name, reason in unreadable.items() if name not in skipped}
-        for name, reason in found.items():
-            warn(f"skipped {name}: {reason}")
-        skipped.update(found)
-    if len(skipped) > allowed:
-        raise UserError(f"{len(skipped)} frames cannot be read and --skip-bad allows {allowed}; the last: "
-                        f"{list(skipped.values())[-1]}")
+def postfix(rate: float, losses: dict[str, float]) -> dict[str, float]:
+    """What the progress bar shows; a terminal of 80 columns has room for the first two."""
+    shown = {name.removeprefix("loss_"): value for name, value in losses.items()}
+    return {"lr": rate, "loss": sum(losses.values()), **shown}
 
 
-@torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader, amp: bool = False, stop: StopRequest | None = None
-            ) -> list[dict[str, Any]]:
-    """Detections of every frame of the loader's list as COCO results, boxes in pixels of the stored images, by frame.
+def begin_run(
+    options: Options,
+    weights: Path,
+    trained: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    arguments: dict[str, Any],
+) -> tuple[Progress, list[dict[str, Any]]]:
+    """Start a run, or load the newest checkpoint of one that is resumed.
 
-    Several processes share the work, and each gets all results. A `stop` request is heeded between batches.
+    Returns the progress and, within an epoch, the random states of all processes. The first process
+    reads the checkpoint, so no other needs the folder. Raises `UserError` if a new run would
+    overwrite an old one, for other arguments, and for a checkpoint that does not fit.
     """
-    device = next(model.parameters()).device
-    model.eval()
-    results, progress, batches = [], bar(loader.dataset.list_file.stem, loader), iter(loader)
-    for _ in range(len(loader)):
-        with naming_dead_workers(loader):
-            images, targets = next(batches)
-        images, _ = to_device((images, []), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            detections = model(images)
-        results += to_coco_results(detections, targets)
-        progress.update(len(images) * distributed.world_size())
-        # Of several processes one must not leave the others waiting: they stop after the next step.
-        if stop and stop.signal and distributed.world_size() == 1:
-            progress.close()
-            stop.obey("while validating")
-    progress.close()
-    everywhere = [result for part in distributed.gather(results) for result in part]
-    return sorted(everywhere, key=lambda result: result["image_id"])
+    run_dir = options.run_dir
+    log_file = run_dir / "log.jsonl"
+
+    def load() -> dict[str, Any] | None:
+        content = checkpoint.load(run_dir) if options.resume else None
+        if content:
+            now = checkpoint.comparable(arguments)
+            checkpoint.refuse_other_arguments(run_dir, content["arguments"], now)
+        # A run that stopped before its first checkpoint has a log and no state: it starts anew.
+        elif not (options.resume and log_file.is_file()):
+            checkpoint.refuse_overwriting(run_dir, weights)
+        for file in (weights, log_file):
+            refuse_unwritable(file)
+        checkpoint.remove_unfinished_files(run_dir, weights)
+        return content
+
+    progress, random_states = Progress(), []
+    if content := distributed.on_first(load):
+        try:
+            for name, part in trained.items():
+                part.load_state_dict(content[name])
+            optimizer.load_state_dict(content["optimizer"])
+            progress = Progress(**checkpoint.flat_state(content["state"]))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise checkpoint.not_a_checkpoint(content["file"], reason_of(error)) from None
+        within = f" and {progress.steps} steps" if progress.steps else ""
+        print(
+            f"resuming after epoch {progress.epoch}{within} from {content['file']}; "
+            f"best AP {progress.best_AP:.4f}"
+        )
+        random_states = content["random_states"] if progress.steps else []
+    distributed.on_first(lambda: checkpoint.cut_log(log_file, progress.epoch))
+    distributed.copy_from_first(trained)
+    return progress, random_states
 
 
-def score(loader: DataLoader, results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO's twelve numbers of the results on the loader's list, computed once where there are several processes."""
-    return distributed.on_first(lambda: coco_metrics(loader.dataset.ground_truth(), results))
+def begin_epoch(
+    loader: DataLoader, progress: Progress, seed: int, random_states: list[dict[str, Any]]
+) -> None:
+    """Set the random numbers and the order of frames of an epoch, or of the rest of one.
+
+    With more processes than before, a new process draws other random numbers. The epoch continues
+    after the last batch that is whole for the present number of processes.
+    """
+    epoch = progress.epoch + 1
+    epoch_seed = seed_everything(seed, epoch)
+    seed_everything(seed, epoch, distributed.rank())
+    if distributed.rank() < len(random_states):
+        checkpoint.set_random_states(random_states[distributed.rank()])
+    loader.batch_sampler.begin(epoch_seed, progress.frames)
+    loader.dataset.seed_flips(epoch_seed)
 
 
-def report_teacher(teacher: nn.Module, loader: DataLoader, amp: bool = False) -> float:
-    """Print and return the teacher's validation AP, and warn where there is little to imitate."""
-    ap = score(loader, predict(teacher, loader, amp))["AP"]
-    print(f"teacher: val AP {ap:.4f}")
-    if not ap > 0.01:
-        warn("a teacher with an AP near 0 has nothing to teach: check --teacher, --data, --val-list and the image size "
-             "it was trained at")
-    return ap
+def validation_metrics(val_set: Dataset, results: list[dict[str, Any]]) -> dict[str, float]:
+    """COCO's twelve numbers of the results, computed in one process."""
+    return distributed.on_first(lambda: coco_metrics(val_set.ground_truth(), results))
 
 
-def bar(title: str, loader: DataLoader, frames_done: int = 0) -> tqdm:
-    """A progress bar over a list's frames, in img/s; none where the output is a file or another process has one."""
-    return tqdm(desc=title, initial=frames_done, total=len(loader.dataset), unit="img", leave=False, dynamic_ncols=True,
-                disable=True if distributed.rank() else None)
+def start_record(arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The log's line for the start of a run, or for a start again."""
+    return {
+        "arguments": arguments,
+        "settings": settings,
+        "versions": versions(),
+        "processes": distributed.world_size(),
+        "start": time.strftime("%F %T"),
+    }
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move images, boxes and labels; what no detector trains on stays."""
-    images, targets = batch
-    return ([image.to(device, non_blocking=True) for image in images],
-            [{**target, **{name: target[name].to(device, non_blocking=True) for name in ("boxes", "labels")}}
-             for target in targets])
+def epoch_line(record: dict[str, Any]) -> str:
+    """What is printed of an epoch's record."""
+    return (
+        f"epoch {record['epoch']}: loss {sum(record['losses'].values()):.4f}  "
+        f"val AP {record['val']['AP']:.4f}  AP50 {record['val']['AP50']:.4f}  "
+        f"best AP {record['best_AP']:.4f} (epoch {record['best_epoch']})  "
+        f"{record['train_seconds']:.0f} + {record['val_seconds']:.0f} s"
+    )
+
+
+def save_best(
+    weights: Path,
+    model: nn.Module,
+    record: dict[str, Any],
+    settings: dict[str, Any],
+    arguments: dict[str, Any],
+    val_set: Dataset,
+) -> None:
+    """Write the best weights, and the JSON beside them that says what they are and their AP."""
+    save_torch(model.state_dict(), weights)
+    content = {
+        **settings,
+        "epoch": record["epoch"],
+        "val": record["val"],
+        "val_fingerprint": val_set.fingerprint,
+        "sha256": sha256_of(weights),
+        "arguments": arguments,
+        "versions": versions(),
+    }
+    save_json(content, settings_file(weights))
+
+
+def open_tensorboard(options: Options, progress: Progress) -> Callable[..., None]:
+    """A function that shows an epoch (its record, the validation set, COCO results) in TensorBoard.
+
+    Raises `UserError` if tensorboard is not installed.
+    """
+    from cmkd.viewing import tensorboard_log
+
+    board = tensorboard_log.open_board(options.run_dir, progress.epoch)
+    return partial(tensorboard_log.show_epoch, board)

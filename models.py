@@ -1,10 +1,6 @@
-"""Faster R-CNN ResNet-FPN for 3 or 6 channels, its pyramid features, every checkpoint it can load, and the
-adversary of CMKD-Adv: gradient reversal and one domain discriminator per pyramid level."""
+"""The networks: Faster R-CNN ResNet-FPN for 3 or 6 channels, and the adversary of CMKD-Adv."""
 
-import json
-import pickle
-import re
-import sys
+import argparse
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,186 +16,262 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d
 
+from cmkd.runtime.failures import warn
+from cmkd.runtime.files import reason_of
+from cmkd.runtime.weights import (
+    STEM,
+    WeightsError,
+    read_settings,
+    read_state,
+    sha256_of,
+    todays_name,
+)
+
 LEVELS = ("0", "1", "2", "3")  # torchvision's names of P2..P5
 FEATURE_CHANNELS = 256
-BACKBONES = tuple(name for name in resnet.__all__ if name.islower())  # resnet18, resnet34, resnet50, ...
-STEM = "backbone.body.conv1.weight"
+BACKBONES = tuple(name for name in resnet.__all__ if name.islower())  # resnet18, resnet34, ...
 
-# ImageNet's mean and standard deviation for RGB, and one pair for every gated channel (published recipe).
+# Published recipe: ImageNet's mean and standard deviation for RGB, one pair for all gated channels.
 RGB_MEAN, RGB_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 GATED_MEAN, GATED_STD = 0.406, 0.225
-# px: a batch is padded to multiples of it; torchvision's, and one that makes fewer shapes to compile for.
+# A batch is padded to multiples of so many px; more for torch.compile, so that it meets few shapes.
 PADDING, COMPILED_PADDING = 32, 128
 
 
-class WeightsError(Exception):
-    """Weights that are missing or do not fit. Its text is one line that says what to do."""
-
-
 class FrozenNorm(FrozenBatchNorm2d):
-    """torchvision's, in one kernel, and of its input's type: torchvision's makes float32 of bfloat16."""
+    """torchvision's FrozenBatchNorm2d in one kernel, which keeps bfloat16 instead of float32."""
 
     def forward(self, features: Tensor) -> Tensor:
-        # Not functional.batch_norm, which in some releases of torch (2.11) refuses the eps of 0 that COCO weights need.
-        return torch.batch_norm(features, self.weight, self.bias, self.running_mean, self.running_var, False, 0.0,
-                                self.eps, torch.backends.cudnn.enabled)
+        # torch 2.11's functional.batch_norm refuses the eps of 0 that COCO weights need.
+        return torch.batch_norm(
+            features,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            False,
+            0.0,
+            self.eps,
+            torch.backends.cudnn.enabled,
+        )
 
 
 NORMS = {"frozen": partial(FrozenNorm, eps=0.0), "batch": nn.BatchNorm2d}
 
 
 def covered(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Which of boxes `[N, 4]` lie by half of their own area or more in one of regions `[M, 4]`: bool `[N]`."""
+    """Which boxes `[N, 4]` lie by at least half of their area in a region `[M, 4]`: bool `[N]`."""
     corner0 = torch.maximum(boxes[:, None, :2], regions[:, :2])
     corner1 = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
     inside = (corner1 - corner0).clamp(min=0).prod(dim=2)
-    return (inside >= 0.5 * (boxes[:, 2:] - boxes[:, :2]).prod(dim=1, keepdim=True)).any(dim=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1, keepdim=True)
+    return (inside >= 0.5 * areas).any(dim=1)
 
 
 def spare_ignored(labels: list[Tensor], boxes: list[Tensor], regions: list[Tensor]) -> list[Tensor]:
-    """Training labels, `[N]` for the boxes `[N, 4]` of each frame, where background (0) on ignore regions `[M, 4]`
-    becomes -1, which torchvision's samplers pass over."""
+    """Training labels in which background on ignore regions becomes -1.
+
+    For each frame: labels `[N]` of boxes `[N, 4]`, and ignore regions `[M, 4]`. Background is 0;
+    torchvision's samplers skip -1.
+    """
     if not any(len(region) for region in regions):
         return labels
-    spared = [label.masked_fill((label == 0) & covered(box, region), -1)
-              for label, box, region in zip(labels, boxes, regions, strict=True)]
-    # Without a single box to learn from in the batch, the mean of the losses would be NaN.
+    spared = [
+        label.masked_fill((label == 0) & covered(box, region), -1)
+        for label, box, region in zip(labels, boxes, regions, strict=True)
+    ]
+    # If no box of the batch is left to learn from, the mean of the losses would be NaN.
     return spared if any((label >= 0).any() for label in spared) else labels
 
 
-def ignore_regions(target: dict[str, Tensor]) -> int:
-    """How many of a target's boxes, the last ones, are ignore regions: by `iscrowd` where it is given, which the engine
-    leaves on the host, so that nobody waits for the device; else by their label 0."""
+def count_ignore_regions(target: dict[str, Tensor]) -> int:
+    """How many boxes of a target are ignore regions; they come last.
+
+    By `iscrowd`, which the engine leaves on the host, so it needs no synchronisation of the GPU;
+    else by their label 0.
+    """
     return int((target["iscrowd"] if "iscrowd" in target else target["labels"] == 0).sum())
 
 
 class SparingRPN(RegionProposalNetwork):
-    """Anchors on ignore regions, the last boxes of a target, are no background; without such boxes torchvision's own.
+    """torchvision's RPN, for which anchors on ignore regions are no background.
 
-    `regions` is their number in each frame of the batch.
+    `regions` is the number of ignore regions in each frame of the batch.
     """
 
     regions: list[int]
 
-    def assign_targets_to_anchors(self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
-                                  ) -> tuple[list[Tensor], list[Tensor]]:
-        split = [target["boxes"].tensor_split([len(target["boxes"]) - count])
-                 for target, count in zip(targets, self.regions, strict=True)]
-        labels, matched = super().assign_targets_to_anchors(anchors, [{"boxes": objects} for objects, _ in split])
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        split = [
+            target["boxes"].tensor_split([len(target["boxes"]) - count])
+            for target, count in zip(targets, self.regions, strict=True)
+        ]
+        objects = [{"boxes": boxes} for boxes, _ in split]
+        labels, matched = super().assign_targets_to_anchors(anchors, objects)
         return spare_ignored(labels, anchors, [regions for _, regions in split]), matched
 
 
 class SparingRoIHeads(RoIHeads):
-    """Proposals on ignore regions, the last boxes of a target, are no background; without such boxes torchvision's own.
+    """torchvision's RoI heads, for which proposals on ignore regions are no background.
 
-    `regions` is their number in each frame of the batch. As they stand last, the places of matched boxes among the
-    objects are theirs among all boxes.
+    `regions` is the number of ignore regions in each frame of the batch. They come last, so an
+    index among the objects is also the index among all boxes.
     """
 
     regions: list[int]
 
-    def assign_targets_to_proposals(self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
-                                    ) -> tuple[list[Tensor], list[Tensor]]:
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         ends = [len(boxes) - count for boxes, count in zip(gt_boxes, self.regions, strict=True)]
-        matched, labels = super().assign_targets_to_proposals(
-            proposals, [boxes[:end] for boxes, end in zip(gt_boxes, ends, strict=True)],
-            [labels[:end] for labels, end in zip(gt_labels, ends, strict=True)])
-        return matched, spare_ignored(labels, proposals,
-                                      [boxes[end:] for boxes, end in zip(gt_boxes, ends, strict=True)])
+        objects = [boxes[:end] for boxes, end in zip(gt_boxes, ends, strict=True)]
+        ignored = [boxes[end:] for boxes, end in zip(gt_boxes, ends, strict=True)]
+        classes = [labels[:end] for labels, end in zip(gt_labels, ends, strict=True)]
+        matched, labels = super().assign_targets_to_proposals(proposals, objects, classes)
+        return matched, spare_ignored(labels, proposals, ignored)
 
 
 class Detector(FasterRCNN):
-    """torchvision's Faster R-CNN on a ResNet-FPN with any number of input channels, which also gives its features.
+    """torchvision's Faster R-CNN on a ResNet-FPN with any number of channels; returns its features.
 
     Images are a list of `[channels, H, W]`, float 0..1 or uint8 0..255; boxes are in their pixels.
-    Training: `detector(images, targets)` -> (losses, features). Evaluation: `detector(images)` -> detections.
-    `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`. Boxes with label 0, the last ones of a
-    target, are ignore regions.
+    Training: `detector(images, targets)` -> (losses, features). Evaluation: `detector(images)` ->
+    detections. `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`. Boxes
+    with label 0, which come last in a target, are ignore regions.
 
-    Frames are resized to `min_size` px on the shorter side, `max_size` at most on the longer. `rois` regions of each
-    frame train the box head; in evaluation it is given `proposals`. A batch is padded to multiples of `padding` px.
-    `compiled`: torch.compile for the backbone, and padding to multiples of 128 px.
+    Frames are resized to `min_size` px on the shorter side, at most `max_size` on the longer.
+    `rois` regions of each frame train the box head; in evaluation it classifies `proposals`. A
+    batch is padded to multiples of `padding` px. `compiled`: torch.compile for the backbone, and
+    padding to multiples of 128 px.
 
     Under autocast backbone and heads compute in bfloat16; losses and boxes stay in float32.
     """
 
-    def __init__(self, channels: int, num_classes: int, backbone: str = "resnet50", norm: str = "frozen",
-                 min_size: int = 500, max_size: int = 1333, rois: int = 512, proposals: int = 1000,
-                 padding: int = PADDING, compiled: bool = False) -> None:
-        extractor = resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=NORMS[norm],
-                                        trainable_layers=5)
-        extractor.body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        backbone: str = "resnet50",
+        norm: str = "frozen",
+        min_size: int = 500,
+        max_size: int = 1333,
+        rois: int = 512,
+        proposals: int = 1000,
+        padding: int = PADDING,
+        compiled: bool = False,
+    ) -> None:
+        extractor = resnet_fpn_backbone(
+            backbone_name=backbone, weights=None, norm_layer=NORMS[norm], trainable_layers=5
+        )
+        extractor.body.conv1 = nn.Conv2d(
+            channels, 64, kernel_size=7, stride=2, padding=3, bias=False
+        )
         gated = channels - 3
-        super().__init__(extractor, num_classes, min_size=min_size, max_size=max_size,
-                         image_mean=RGB_MEAN + gated * [GATED_MEAN], image_std=RGB_STD + gated * [GATED_STD],
-                         box_batch_size_per_image=rois, rpn_post_nms_top_n_test=proposals)
-        # FasterRCNN makes both itself; these have the same state and differ only in what counts as background.
+        super().__init__(
+            extractor,
+            num_classes,
+            min_size=min_size,
+            max_size=max_size,
+            image_mean=RGB_MEAN + gated * [GATED_MEAN],
+            image_std=RGB_STD + gated * [GATED_STD],
+            box_batch_size_per_image=rois,
+            rpn_post_nms_top_n_test=proposals,
+        )
+        # FasterRCNN makes both itself. The subclasses have the same state; only the assignment of
+        # background differs.
         self.rpn.__class__, self.roi_heads.__class__ = SparingRPN, SparingRoIHeads
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(lambda _, __, outputs: in_float32(outputs))
-        self.roi_heads.register_forward_pre_hook(maps_for_roi_align)
+        self.roi_heads.register_forward_pre_hook(prepare_for_roi_align)
         self.to(memory_format=torch.channels_last)
         if compiled:
             padding = COMPILED_PADDING
             self.backbone.compile(dynamic=False)
         self.transform.size_divisible = padding
-        self.settings = {"channels": channels, "num_classes": num_classes, "backbone": backbone, "norm": norm,
-                         "min_size": min_size, "max_size": max_size, "proposals": proposals,
-                         "padding": padding}
+        self.settings = {
+            "channels": channels,
+            "num_classes": num_classes,
+            "backbone": backbone,
+            "norm": norm,
+            "min_size": min_size,
+            "max_size": max_size,
+            "proposals": proposals,
+            "padding": padding,
+        }
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
-                ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | list[dict[str, Tensor]]:
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | list[dict[str, Tensor]]:
         images = unit_range(images)
         if not self.training:
             return super().forward(images)
-        self.rpn.regions = self.roi_heads.regions = [ignore_regions(target) for target in targets]
+        counts = [count_ignore_regions(target) for target in targets]
+        self.rpn.regions = self.roi_heads.regions = counts
         batch, targets = self.transform(images, targets)
         try:
             features = self.backbone(batch.tensors)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise WeightsError("a trainable norm cannot learn from one value per channel, and this is what "
-                               f"{len(images)} frame(s) of {self.settings['min_size']} px give: raise --batch-size or "
-                               "--min-size") from None
+            raise WeightsError(
+                "a trainable norm cannot learn from one value per channel, which is what "
+                f"{len(images)} frame(s) of {self.settings['min_size']} px give: raise "
+                "--batch-size or --min-size"
+            ) from None
         proposals, proposal_losses = self.rpn(batch, features, targets)
         _, box_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return {**box_losses, **proposal_losses}, {level: features[level] for level in LEVELS}
 
     def features(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """P2..P5 by transform and backbone alone; nothing of the region proposal network or the heads is run."""
+        """P2..P5 by transform and backbone alone, without region proposal network and heads."""
         batch, _ = self.transform(unit_range(images))
         features = self.backbone(batch.tensors)
         return {level: features[level] for level in LEVELS}
 
 
 def in_float32(outputs: Any) -> Any:
-    """Tensors, and what is nested of them in lists and tuples, as float32."""
-    return outputs.float() if isinstance(outputs, Tensor) else type(outputs)(map(in_float32, outputs))
+    """Tensors, also within lists and tuples, as float32."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(map(in_float32, outputs))
 
 
-def maps_for_roi_align(_: nn.Module, inputs: tuple) -> tuple:
-    """The inputs of the RoI heads with maps as RoIAlign reads them, float32 and contiguous: made in one copy here
-    where it would make two."""
+def prepare_for_roi_align(_: nn.Module, inputs: tuple) -> tuple:
+    """The inputs of the RoI heads with features in float32 and contiguous, as RoIAlign reads them.
+
+    One copy instead of torchvision's two.
+    """
     features, *others = inputs
-    return ({level: maps.to(torch.float32, memory_format=torch.contiguous_format) for level, maps in features.items()},
-            *others)
+    prepared = {
+        level: maps.to(torch.float32, memory_format=torch.contiguous_format)
+        for level, maps in features.items()
+    }
+    return (prepared, *others)
 
 
 def unit_range(images: list[Tensor]) -> list[Tensor]:
-    """uint8 0..255 -> float 0..1; float images pass."""
+    """uint8 0..255 -> float 0..1; float images are not changed."""
     return [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
 
 
-def build_detector(channels: int, num_classes: int, backbone: str = "resnet50", init: str = "coco",
-                   stem: str = "reinit", **options: int) -> Detector:
-    """A detector ready for training. `options`: `min_size`, `max_size`, `rois`, `proposals`, `compiled` of `Detector`.
+def build_detector(
+    channels: int,
+    num_classes: int,
+    backbone: str = "resnet50",
+    init: str = "coco",
+    stem: str = "reinit",
+    **options: int,
+) -> Detector:
+    """A detector ready for training.
 
-    `init`: `coco` (resnet50 only), `imagenet` (backbone only), `none`, or a checkpoint file. Pretrained networks get
-    FrozenBatchNorm with eps 0.0, as torchvision gives its COCO weights; a network from random weights gets a trainable
-    norm. `stem`: `reinit` re-initialises the first convolution whatever its shape (as published); `inflate` keeps the
-    pretrained kernels and makes those for other channels of them (`inflate`). What could not be kept is printed.
-    Raises `WeightsError`.
+    `options`: `min_size`, `max_size`, `rois`, `proposals`, `compiled` of `Detector`. `init`: `coco`
+    (resnet50 only), `imagenet` (backbone only), `none`, or a checkpoint file. Pretrained networks
+    get FrozenBatchNorm with eps 0.0, as torchvision gives its COCO weights; a network from random
+    weights gets a trainable norm. `stem`: `reinit` re-initialises the first convolution whatever
+    its shape (as published); `inflate` keeps the pretrained kernels and makes those for other
+    channels from them (`inflate`). What could not be kept is printed. Raises `WeightsError`.
     """
     if backbone not in BACKBONES:
         raise WeightsError(f"--backbone {backbone}: choose one of {', '.join(BACKBONES)}")
@@ -213,24 +285,40 @@ def build_detector(channels: int, num_classes: int, backbone: str = "resnet50", 
     else:
         pretrained[STEM] = inflate(pretrained[STEM], channels)
     own = detector.state_dict()
-    fitting = {name: value for name, value in pretrained.items() if name in own and value.shape == own[name].shape}
+    fitting = {
+        name: value
+        for name, value in pretrained.items()
+        if name in own and value.shape == own[name].shape
+    }
     detector.load_state_dict(fitting, strict=False)
-    print(f"--init {init}: kept {len(fitting)} of {len(own)} tensors; new: {', '.join(modules(own.keys() - fitting))}")
+    new = ", ".join(modules_of(own.keys() - fitting))
+    print(f"--init {init}: kept {len(fitting)} of {len(own)} tensors; new: {new}")
     return detector
 
 
-def load_detector(file: str | Path, min_size: int | None = None, max_size: int | None = None, compiled: bool = False
-                  ) -> Detector:
-    """The detector a checkpoint holds: channels, classes, backbone and norm from its keys, image size and proposals
-    from `read_settings` (else the published ones); a size that is given comes first. Raises `WeightsError`."""
+def load_detector(
+    file: str | Path,
+    min_size: int | None = None,
+    max_size: int | None = None,
+    compiled: bool = False,
+) -> Detector:
+    """The detector in a checkpoint.
+
+    Channels, classes, backbone and norm follow from its keys; image size and proposals from
+    `read_settings`, else the published ones. A size that is given comes first. Raises
+    `WeightsError`.
+    """
+    file = Path(file)
     state = read_state(file)
     settings = read_settings(file)
     for needed in (STEM, "roi_heads.box_predictor.cls_score.weight"):
         if needed not in state:
-            raise WeightsError(f"{file} is not a Faster R-CNN checkpoint: it has no {needed}; its first key is "
-                               f"{next(iter(state), 'missing')}")
+            raise WeightsError(
+                f"{file} is not a Faster R-CNN checkpoint: it has no {needed}; its first key is "
+                f"{next(iter(state), 'missing')}"
+            )
     if not settings and not (min_size and max_size):
-        print(f"{file}: nothing says at which image size it was trained; the published one is assumed")
+        print(f"{file}: the image size it was trained at is not known; assuming the published one")
     detector = Detector(
         channels=state[STEM].shape[1],
         num_classes=len(state["roi_heads.box_predictor.cls_score.weight"]),
@@ -247,136 +335,122 @@ def load_detector(file: str | Path, min_size: int | None = None, max_size: int |
     return detector
 
 
-def load_teacher(file: str | Path, min_size: int, max_size: int, compiled: bool = False) -> Detector:
-    """A frozen 6-channel detector in evaluation mode, at the student's image size, and compiled as it is, so that their
-    features align. Raises `WeightsError`."""
+def load_teacher(file: Path, min_size: int, max_size: int, compiled: bool = False) -> Detector:
+    """A frozen 6-channel detector in evaluation mode, at the student's image size and padding.
+
+    So the features of both have the same shapes. Raises `WeightsError`.
+    """
     if not Path(file).is_file():
         raise WeightsError(f"{file} is missing: run train_teacher.py first, or pass --teacher FILE")
     teacher = load_detector(file, min_size, max_size, compiled)
     teacher.transform.size_divisible = COMPILED_PADDING if compiled else PADDING
     if teacher.settings["channels"] != 6:
-        raise WeightsError(f"{file} takes {teacher.settings['channels']} channels, a teacher takes 6 (RGB and three "
-                           "gated slices): pass --teacher FILE")
-    settings = read_settings(file)
+        raise WeightsError(
+            f"{file} takes {teacher.settings['channels']} channels, a teacher takes 6 (RGB and "
+            "three gated slices): pass --teacher FILE"
+        )
+    settings = read_settings(Path(file))
     for name, used in (("min_size", min_size), ("max_size", max_size)):
         if (trained_at := settings.get(name, used)) != used:
-            print(f"warning: {file} was trained at --{name.replace('_', '-')} {trained_at} and is used at {used}",
-                  file=sys.stderr)
+            option = f"--{name.replace('_', '-')}"
+            warn(f"{file} was trained at {option} {trained_at} and is used at {used}")
     return teacher.eval().requires_grad_(False)
 
 
-def read_settings(file: str | Path) -> dict:
-    """The JSON beside a weights file, else the arguments in a training checkpoint, else an empty dictionary.
-    Raises `WeightsError`."""
-    beside = Path(file).with_suffix(".json")
-    if not beside.is_file():
-        content = read_content(file)
-        settings = content.get("arguments", {}) if isinstance(content, dict) else {}
-        refuse_bad_settings(settings, file)
-        return settings
-    try:
-        settings = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{beside} is not JSON ({error}): mend or remove it") from None
-    refuse_bad_settings(settings, beside)
-    return settings
+def known_teacher_ap(file: Path, val_fingerprint: str, args: argparse.Namespace) -> float | None:
+    """Print and return a teacher's validation AP, 0..1, from the JSON beside its weights.
 
-
-def refuse_bad_settings(settings: Any, file: str | Path) -> None:
-    """Raise `WeightsError` that names the file and the key whose value cannot be one of ours."""
-    if not isinstance(settings, dict):
-        raise WeightsError(f"{file}: its settings are a {type(settings).__name__}, not a dictionary: mend or remove it")
-    for name in ("min_size", "max_size", "proposals", "padding"):
-        if name in settings and (type(settings[name]) is not int or settings[name] < 1):
-            raise WeightsError(f"{file}: {name} is {settings[name]!r}, not a whole number of at least 1: mend or "
-                               "remove it")
-    for name, names in (("classes", settings.get("classes", [])), ("ignore", settings.get("ignore") or [])):
-        if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
-            raise WeightsError(f"{file}: {name} is {names!r}, not a list of names: mend or remove it")
-
-
-def read_content(file: str | Path) -> Any:
-    """What `torch.save` wrote. Nothing in the file is run. Raises `WeightsError`."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{file} is missing: train it first, or give another file") from None
-    except pickle.UnpicklingError:
-        raise WeightsError(f"{file} cannot be read as weights: it is damaged, or holds more than tensors and plain "
-                           "values, which could run code") from None
-    except Exception as error:  # a damaged file can fail in any of torch's or zipfile's ways
-        raise WeightsError(f"{file} cannot be read as weights ({reason_of(error)})") from None
-
-
-def reason_of(error: Exception) -> str:
-    """What an error of a library says, short enough to stand in a line of ours; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-
-
-def read_state(file: str | Path) -> dict[str, Tensor]:
-    """The detector's state_dict in a file, by today's torchvision names.
-
-    Takes a plain state_dict, our training checkpoint (under `model`), a `module.` prefix (distributed training), keys
-    of torchvision 0.12 (the published checkpoints), and a torchvision ResNet classifier (as the backbone).
-    Raises `WeightsError`.
+    None if the JSON is of other weights, or if the AP was measured on other frames or labels, at
+    another image size or precision.
     """
-    content = read_content(file)
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
-                                              for name, value in state.items()):
-        raise WeightsError(f"{file} holds no state_dict: expected a dictionary of named tensors, or one under 'model'")
-    return {todays_name(name): value for name, value in state.items()}
-
-
-def todays_name(name: str) -> str:
-    """A parameter's name without `module.`, with the index that torchvision 0.13 added to FPN and RPN layers, and
-    under `backbone.body` where it is a classifier's."""
-    name = name.removeprefix("module.")
-    name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name)
-    name = re.sub(r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
-    return re.sub(r"^(conv1|bn1|layer[1-4])\.", r"backbone.body.\1.", name)
+    known = read_settings(file)
+    here = {
+        "sha256": sha256_of(file),
+        "val_fingerprint": val_fingerprint,
+        "min_size": args.min_size,
+        "max_size": args.max_size,
+        "amp": args.amp,
+    }
+    measured = {**known.get("arguments", {}), **known}
+    if any(measured.get(name) != value for name, value in here.items()):
+        print(
+            f"teacher: val AP not known here; python test.py --weights {file} --data {args.data} "
+            f"--lists {args.val_list} measures it"
+        )
+        return None
+    ap = known["val"]["AP"]
+    print(f"teacher: val AP {ap:.4f} (epoch {known['epoch']} of {file})")
+    if ap <= 0.01:
+        warn(
+            "a teacher with an AP near 0 has nothing to teach: check --teacher, --data, --val-list "
+            "and the image size it was trained at"
+        )
+    return ap
 
 
 def pretrained_state(backbone: str, init: str) -> dict[str, Tensor]:
-    """The state_dict named by `--init`, by our names."""
+    """The state_dict that `--init` names, with the names of today's torchvision."""
     if init not in ("coco", "imagenet"):
-        state = read_state(init)
+        state = read_state(Path(init))
         if STEM not in state:
-            raise WeightsError(f"--init {init} holds neither a Faster R-CNN nor a ResNet: it has no {STEM}")
+            raise WeightsError(
+                f"--init {init} holds neither a Faster R-CNN nor a ResNet: it has no {STEM}"
+            )
         if (found := infer_backbone(state, init)) != backbone:
-            raise WeightsError(f"--init {init} holds a {found}, not a {backbone}: pass --backbone {found}")
+            raise WeightsError(
+                f"--init {init} holds a {found}, not a {backbone}: pass --backbone {found}"
+            )
         return state
     if init == "coco" and backbone != "resnet50":
-        raise WeightsError(f"torchvision has COCO weights for resnet50, not {backbone}: pass --init imagenet or none")
-    weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1 if init == "coco" else get_model_weights(backbone).IMAGENET1K_V1
+        raise WeightsError(
+            f"torchvision has COCO weights for resnet50, not {backbone}: pass --init imagenet or "
+            "none"
+        )
+    if init == "coco":
+        weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    else:
+        weights = get_model_weights(backbone).IMAGENET1K_V1
     place = Path(get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         return {todays_name(name): value for name, value in state.items()}
     except Exception as error:  # a download and a damaged file can fail in any way
-        if place.is_file():  # torch puts a download there once it is whole
-            raise WeightsError(f"--init {init}: {place} is damaged ({reason_of(error)}): remove it, or put "
-                               f"{weights.url} there again") from None
-        raise WeightsError(f"--init {init}: {weights.url} could not be downloaded ({reason_of(error)}): put the file "
-                           f"at {place} by hand, or pass --init none") from None
+        if place.is_file():  # torch renames a download to this once it is complete
+            raise WeightsError(
+                f"--init {init}: {place} is damaged ({reason_of(error)}): remove it, or put "
+                f"{weights.url} there again"
+            ) from None
+        raise WeightsError(
+            f"--init {init}: {weights.url} could not be downloaded ({reason_of(error)}): put the "
+            f"file at {place} by hand, or pass --init none"
+        ) from None
 
 
 def freeze_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Make trained BatchNorm statistics right for FrozenBatchNorm with eps 0.0 by adding BatchNorm's eps (1e-5) to the
-    variances. A ResNet classifier was trained so, also where its file has no `num_batches_tracked` (torchvision's
-    ImageNet weights). A detector without it (COCO weights, ours) was trained frozen, and stays as it is."""
+    """Make trained BatchNorm statistics right for FrozenBatchNorm with eps 0.0.
+
+    BatchNorm's eps (1e-5) is added to the variances. A ResNet classifier was trained with it, even
+    if its file has no `num_batches_tracked` (torchvision's ImageNet weights). A detector without
+    that key (COCO weights, ours) was trained with a frozen norm and stays as it is.
+    """
     is_detector = any(name.startswith("roi_heads.") for name in state)
     if is_detector and infer_norm(state) == "frozen":
         return dict(state)
     epsilon = nn.BatchNorm2d(1).eps
-    return {name: value + epsilon if name.endswith("running_var") else value
-            for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: value + epsilon if name.endswith("running_var") else value
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 def inflate(kernels: Tensor, channels: int) -> Tensor:
-    """Kernels `[64, C, 7, 7]` -> `[64, channels, 7, 7]`. From RGB to more, each gated channel gets the mean over R, G
-    and B. From more to RGB, each of R, G and B gets a third of the gated channels' sum, so that a picture that is the
-    same in all channels keeps its response."""
+    """Kernels of the first convolution for another number of channels: `[64, channels, 7, 7]`.
+
+    From RGB to more: each gated channel gets the mean over R, G and B. From more to RGB: each of R,
+    G and B gets a third of the gated channels' sum, so an image that is the same in all channels
+    keeps its response.
+    """
     if kernels.shape[1] == channels:
         return kernels
     rgb, gated = kernels.tensor_split([3], dim=1)
@@ -386,35 +460,46 @@ def inflate(kernels: Tensor, channels: int) -> Tensor:
 
 
 def infer_norm(state: dict[str, Tensor]) -> str:
-    """A trainable norm leaves `num_batches_tracked`; a frozen one, and the published files, have none."""
+    """`batch` for a trainable norm, which has `num_batches_tracked`; else `frozen`."""
     return "batch" if any(name.endswith("num_batches_tracked") for name in state) else "frozen"
 
 
 def infer_backbone(state: dict[str, Tensor], file: str | Path) -> str:
-    """The torchvision ResNet whose parameters have the names and shapes found under `backbone.body`."""
+    """The torchvision ResNet with the parameters found under `backbone.body`."""
     prefix = "backbone.body."
-    found = {name.removeprefix(prefix): value.shape for name, value in state.items()
-             if name.startswith(prefix + "layer") and not name.endswith("num_batches_tracked")}
+    found = {
+        name.removeprefix(prefix): value.shape
+        for name, value in state.items()
+        if name.startswith(prefix + "layer") and not name.endswith("num_batches_tracked")
+    }
     for candidate in BACKBONES:
         with torch.device("meta"):
             layers = resnet.__dict__[candidate](norm_layer=FrozenBatchNorm2d).state_dict()
-        if found == {name: value.shape for name, value in layers.items() if name.startswith("layer")}:
+        shapes = {name: value.shape for name, value in layers.items() if name.startswith("layer")}
+        if found == shapes:
             return candidate
     raise WeightsError(f"{file}: its backbone is none of {', '.join(BACKBONES)}")
 
 
-def refuse_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor], file: str | Path) -> None:
+def refuse_mismatch(
+    expected: dict[str, Tensor], found: dict[str, Tensor], file: str | Path
+) -> None:
     """Raise `WeightsError` with the first names or shapes that differ."""
     missing = [f"no {name}" for name in expected if name not in found]
     unexpected = [f"unknown {name}" for name in found if name not in expected]
-    shapes = [f"{name} is {list(found[name].shape)}, not {list(value.shape)}" for name, value in expected.items()
-              if name in found and found[name].shape != value.shape]
+    shapes = [
+        f"{name} is {list(found[name].shape)}, not {list(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
     if problems := missing + unexpected + shapes:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise WeightsError(f"{file} does not fit torchvision's Faster R-CNN: {'; '.join(problems[:3])}{more}")
+        raise WeightsError(
+            f"{file} does not fit torchvision's Faster R-CNN: {'; '.join(problems[:3])}{more}"
+        )
 
 
-def modules(names: set[str]) -> list[str]:
+def modules_of(names: set[str]) -> list[str]:
     """Parameter names -> sorted names of the modules they belong to."""
     return sorted({name.rpartition(".")[0] for name in names}) or ["nothing"]
 
@@ -433,31 +518,33 @@ class GradientReversal(torch.autograd.Function):
 
 
 def reverse_gradient(features: Tensor, weight: float) -> Tensor:
-    """`features` unchanged; whatever loss follows pushes what made them the other way, `weight` times as hard."""
+    """`features` unchanged; the gradient that flows back through them is times -weight."""
     return GradientReversal.apply(features, weight)
 
 
 class DeterministicAdaptiveMaxPool(nn.AdaptiveMaxPool2d):
-    """torch's, by the places of the maxima: on CUDA `gather` can have a deterministic gradient, pooling can't."""
+    """torch's pool by the indices of the maxima: on CUDA `gather` is deterministic, pooling not."""
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.no_grad():
-            pooled, places = adaptive_max_pool2d(features, self.output_size, return_indices=True)
-        return features.flatten(2).gather(2, places.flatten(2)).view_as(pooled)
+            pooled, indices = adaptive_max_pool2d(features, self.output_size, return_indices=True)
+        return features.flatten(2).gather(2, indices.flatten(2)).view_as(pooled)
 
 
 class Discriminator(nn.Sequential):
-    """Does a feature map `[B, 256, h, w]` come from the student or the teacher? -> logits `[B, 1]`, teacher positive.
+    """Is a feature map `[B, 256, h, w]` the student's or the teacher's? -> logits `[B, 1]`.
 
-    The published network ends in a fully connected layer of a fixed map, so it takes one input size only. Here the
-    last 2x2 max pool is an adaptive one to that map: the same function at 500x833 input, and defined at any size.
+    Positive logits mean the teacher. The published network ends in a fully connected layer of a
+    fixed map, so it takes one input size only. Here the last 2x2 max pool is an adaptive one to
+    that map: the same function at 500x833 input, and defined at any size.
     """
 
     def __init__(self, early_pool: bool, map_size: tuple[int, int]) -> None:
         super().__init__(
             nn.Conv2d(FEATURE_CHANNELS, 128, kernel_size=1),
             nn.ReLU(),
-            # ceil_mode changes nothing on the even maps of the published size and keeps a 1-pixel map alive.
+            # ceil_mode keeps a map of 1 px alive; on the even maps of the published size it changes
+            # nothing.
             nn.MaxPool2d(2, ceil_mode=True) if early_pool else nn.Identity(),
             nn.Conv2d(128, 1, kernel_size=1),
             nn.ReLU(),
@@ -471,10 +558,12 @@ class Discriminator(nn.Sequential):
 
 
 def build_discriminators() -> nn.ModuleDict:
-    """One discriminator per level, published sizes: a 32x54 map for P2, 16x27 for P3, P4 and P5."""
-    return nn.ModuleDict({
-        "0": Discriminator(early_pool=True, map_size=(32, 54)),
-        "1": Discriminator(early_pool=True, map_size=(16, 27)),
-        "2": Discriminator(early_pool=False, map_size=(16, 27)),
-        "3": Discriminator(early_pool=False, map_size=(16, 27)),
-    })
+    """One discriminator per level, published sizes: a 32x54 map for P2, 16x27 for P3, P4, P5."""
+    return nn.ModuleDict(
+        {
+            "0": Discriminator(early_pool=True, map_size=(32, 54)),
+            "1": Discriminator(early_pool=True, map_size=(16, 27)),
+            "2": Discriminator(early_pool=False, map_size=(16, 27)),
+            "3": Discriminator(early_pool=False, map_size=(16, 27)),
+        }
+    )

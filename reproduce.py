@@ -1,13 +1,14 @@
-"""The whole comparison on one command: teacher, baseline and every student, with several seeds, in one table.
+"""The whole comparison on one command: teacher, baseline and students, several seeds, one table.
 
-    python reproduce.py --preset smoke --out runs/demo            # `make demo`: a few minutes on any machine
-    python reproduce.py --preset cpu --seeds 0 1 2                # the study of docs/results.md, hours on two cores
-    python reproduce.py --preset paper --data data --seeds 0 1 2  # the paper's table, on its data set
+    python reproduce.py --preset smoke --out runs/demo            # `make demo`: minutes
+    python reproduce.py --preset cpu --seeds 0 1 2                # docs/results.md: hours
+    python reproduce.py --preset paper --data data --seeds 0 1 2  # the paper's table
 
-Simulates days and nights where no --data is given, pretrains an RGB detector on the days (in place of COCO weights,
-which not everyone can download), trains all networks from it as a user would, and tests them. OUT/results.md is the
-table, results.json all numbers, results.png the picture, comparison.html a page with frames of the first seed. A second
-call goes on where the first stopped; what fails is named, and leaves a hole in the table.
+Without --data it simulates days and nights, and pretrains an RGB detector on the days, in place of
+COCO weights, which not everyone can download. It trains all networks from that detector as a user
+would, and tests them. OUT/results.md is the table, results.json all numbers, results.png the
+picture, comparison.html a page with frames of the first seed. A second call continues after what is
+done. A job that fails is named, and leaves a hole in the table.
 """
 
 import argparse
@@ -17,26 +18,31 @@ from pathlib import Path
 
 import torch
 
-from cmkd.runtime.failures import run
-from cmkd.study.jobs import Job, run_jobs, slots
-from cmkd.study.report import NETWORKS, Study, write_results
+from cmkd.frames.annotations import DEFAULT_CLASSES
+from cmkd.runtime.command_line import OneLineParser, at_least
+from cmkd.runtime.failures import run, warn
+from cmkd.runtime.files import UserError
+from cmkd.study.jobs import Job, option_words, precision_words, run_jobs
+from cmkd.study.report import NETWORKS, REFERENCES, Study, write_results
 from dataset import SeeingThroughFog
-from utils import DEFAULT_CLASSES, OneLineParser, UserError, at_least, training_parser, warn
+from utils import training_parser
 
-STUDENTS = tuple(name for name in NETWORKS if name.startswith("cmkd"))
+STUDENTS = tuple(name for name in NETWORKS if name not in REFERENCES)
 TRAIN_LIST, VAL_LIST, TEST_LIST = "train_night", "val_night", "test_night"
-# Options of the train scripts that may replace the preset's. Pretraining has only the first: its frames are simulated.
-FOR_ALL = ("backbone", "min-size", "max-size")
-FOR_COMPARED = ("init", "stem", "epochs", "batch-size", "lr", "classes", "ignore")
-LISTS = ("classes", "ignore")
+SEED_OF_DAYS = 1_000_000  # other places than those of the nights
+# Options of the train scripts that replace the preset's. Pretraining, which uses simulated frames,
+# takes the first ones only.
+FOR_ALL_TRAININGS = ("backbone", "min_size", "max_size")
+FOR_COMPARED_NETWORKS = ("init", "stem", "epochs", "batch_size", "lr", "classes", "ignore")
+TAKE_SEVERAL_VALUES = ("classes", "ignore")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Options of the scripts, in words. Without `nights` there is nothing to simulate, and --data is needed."""
+    """Options of the scripts. A preset without `nights` simulates nothing and needs --data."""
 
-    train: str  # of all networks, the pretrained one too
-    start: str  # of the networks that are compared
+    train: str  # for all networks, the pretrained one too
+    start: str  # for the networks that are compared
     pretrain: str = ""
     size: str = ""
     days: str = ""  # frames for training, validation, test
@@ -44,160 +50,280 @@ class Preset:
     needs_cuda: bool = False
 
 
-# `smoke` has smaller batches and fewer epochs than the published recipe: six, as the rate falls to a tenth after five.
 PRESETS = {
-    "smoke": Preset(days="76 20 0", nights="56 30 60", size="213x128", pretrain="--init none --lr 0.01",
-                    train="--backbone resnet18 --min-size 128 --rois 32 --proposals 64 --batch-size 2 --flip "
-                          "--workers 0 --epochs 6",
-                    start="--stem inflate --lr 0.0025"),  # the published 0.005 for 4 frames, scaled to 2
-    "cpu": Preset(days="3000 200 0", nights="800 300 300", size="213x128",
-                  pretrain="--init none --lr 0.01 --batch-size 8",
-                  train="--backbone resnet18 --min-size 128 --rois 32 --proposals 100 --flip --workers 0 --cache ram "
-                        "--epochs 6",
-                  start="--stem inflate"),
-    "gpu": Preset(days="4000 200 0", nights="1500 300 300", size="427x256", needs_cuda=True,
-                  pretrain="--init none --lr 0.02 --batch-size 16",
-                  train="--backbone resnet18 --min-size 256 --rois 128 --proposals 300 --batch-size 8 --flip "
-                        "--workers 1 --cache ram --epochs 6",
-                  start="--stem inflate --lr 0.01"),
+    # Smaller batches and fewer epochs than the published recipe: six, because the learning rate
+    # falls to a tenth after five. It is the published 0.005 for 4 frames, scaled to 2.
+    "smoke": Preset(
+        days="76 20 0",
+        nights="56 30 60",
+        size="213x128",
+        pretrain="--init none --lr 0.01",
+        train="--backbone resnet18 --min-size 128 --rois 32 --proposals 64 --batch-size 2 --flip "
+        "--workers 0 --epochs 6",
+        start="--stem inflate --lr 0.0025",
+    ),
+    "cpu": Preset(
+        days="3000 200 0",
+        nights="800 300 300",
+        size="213x128",
+        pretrain="--init none --lr 0.01 --batch-size 8",
+        train="--backbone resnet18 --min-size 128 --rois 32 --proposals 100 --flip --workers 0 "
+        "--cache ram --epochs 6",
+        start="--stem inflate",
+    ),
+    "gpu": Preset(
+        days="4000 200 0",
+        nights="1500 300 300",
+        size="427x256",
+        needs_cuda=True,
+        pretrain="--init none --lr 0.02 --batch-size 16",
+        train="--backbone resnet18 --min-size 256 --rois 128 --proposals 300 --batch-size 8 --flip "
+        "--workers 1 --cache ram --epochs 6",
+        start="--stem inflate --lr 0.01",
+    ),
     "paper": Preset(train="--no-amp", start="", needs_cuda=True),
 }
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="smoke",
-                        help="smoke: minutes; cpu: hours on two cores; gpu: minutes of a large GPU; paper: the "
-                             "published recipe on --data (default: smoke)")
+    parser = OneLineParser(__doc__)
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="smoke",
+        help="smoke: minutes; cpu: hours on two cores; gpu: minutes on a large GPU; paper: the "
+        "published recipe on --data (default: smoke)",
+    )
     parser.add_argument("--out", type=Path, help="folder of everything (default: runs/PRESET)")
-    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0], metavar="N",
-                        help="each trains all networks once (default: 0)")
-    parser.add_argument("--students", choices=STUDENTS, nargs="+", default=STUDENTS, help="(default: all)")
+    parser.add_argument(
+        "--seeds",
+        type=at_least(0),
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="all networks are trained once with each (default: 0)",
+    )
+    parser.add_argument(
+        "--students", choices=STUDENTS, nargs="+", default=STUDENTS, help="(default: all)"
+    )
     parser.add_argument("--data", type=Path, help="prepared data folder (default: simulated)")
     parser.add_argument("--train-list", default=TRAIN_LIST, help=f"(default: {TRAIN_LIST})")
-    parser.add_argument("--val-list", default=VAL_LIST, help=f"which weights of a run are best (default: {VAL_LIST})")
+    parser.add_argument(
+        "--val-list", default=VAL_LIST, help=f"chooses a run's best weights (default: {VAL_LIST})"
+    )
     parser.add_argument("--test-list", default=TEST_LIST, help=f"(default: {TEST_LIST})")
-    for option in (*FOR_ALL, *FOR_COMPARED):
-        parser.add_argument(f"--{option}", nargs="*" if option in LISTS else None,
-                            help="of the train scripts (default: the preset's)")
-    parser.add_argument("--side-by-side", type=at_least(1), metavar="N",
-                        help="trainings at once (default: one for each core, or what GPUs have room for)")
-    parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
+    for name in (*FOR_ALL_TRAININGS, *FOR_COMPARED_NETWORKS):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            nargs="*" if name in TAKE_SEVERAL_VALUES else None,
+            help="an option of the train scripts (default: the preset's)",
+        )
+    parser.add_argument(
+        "--side-by-side",
+        type=at_least(1),
+        metavar="N",
+        help="trainings at the same time (default: one per core, or what GPUs have room for)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=at_least(1),
+        default=1000,
+        help="bootstrap samples for the intervals (default: 1000)",
+    )
     args = parser.parse_args()
     args.out = args.out or Path("runs") / args.preset
     return args
 
 
-def given(args: argparse.Namespace, options: tuple[str, ...]) -> list[str]:
-    """Those of the options that were given, as the train scripts take them."""
-    values = {option: getattr(args, option.replace("-", "_")) for option in options}
-    return [word for option, value in values.items() if value is not None
-            for word in (f"--{option}", *(value if option in LISTS else [value]))]
+def given_options(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
+    """The options among `names` that the user gave, for a train script."""
+    values = {name: getattr(args, name) for name in names}
+    return option_words(**{name: value for name, value in values.items() if value is not None})
 
 
-def same_precision(preset: Preset) -> list[str]:
-    """So that networks are tested as they were validated."""
-    return ["--no-amp"] if "--no-amp" in preset.train else []
+def data_folder(args: argparse.Namespace) -> Path:
+    """The data that networks are compared on."""
+    return args.data or args.out / "data"
 
 
-def preparation(args: argparse.Namespace, preset: Preset) -> list[Job]:
-    """What all networks need: simulated nights where no data is given, and an RGB detector of simulated days where no
-    weights are."""
-    nights, days, pretrained = args.out / "data", args.out / "day", args.out / "pretrained"
-    simulate = ["make_synthetic.py", "--frames-per-recording", "1", "--size", preset.size, "--out"]
+# --------------------------------------------------------------------------------------------- jobs
+
+
+def preparation_jobs(args: argparse.Namespace, preset: Preset) -> list[Job]:
+    """Simulated nights unless there is --data, an RGB detector of days unless there is --init."""
     jobs = []
     if not args.data:
-        jobs.append(Job("nights", [*simulate, str(nights), "--frames", *preset.nights.split()],
-                        nights / "synthetic.json", alone=True))
+        jobs.append(simulation_job("nights", args.out / "data", preset, preset.nights))
     if preset.pretrain and not args.init:
-        # Another seed draws other places.
-        jobs.append(Job("days", [*simulate, str(days), "--frames", *preset.days.split(), "--mix", "clear_day=1",
-                                 "--seed", "1000000"], days / "synthetic.json", alone=True))
-        jobs.append(Job("pretrained", [
-            "train_baseline.py", "--data", str(days), "--train-list", "train_clear_day", "--val-list", "val_clear_day",
-            *preset.train.split(), *given(args, FOR_ALL), *preset.pretrain.split(), "--resume", "--out",
-            str(pretrained), "--run-dir", str(pretrained)], pretrained / "baseline.pth", ("days",), alone=True))
+        days, pretrained = args.out / "day", args.out / "pretrained"
+        only_days = option_words(mix="clear_day=1", seed=SEED_OF_DAYS)
+        jobs.append(simulation_job("days", days, preset, preset.days, only_days))
+        arguments = [
+            "train_baseline.py",
+            *option_words(data=days, train_list="train_clear_day", val_list="val_clear_day"),
+            *preset.train.split(),
+            *given_options(args, FOR_ALL_TRAININGS),
+            *preset.pretrain.split(),
+            *option_words(resume=True, out=pretrained, run_dir=pretrained),
+        ]
+        weights = pretrained / "baseline.pth"
+        jobs.append(Job("pretrained", arguments, weights, ("days",), alone=True))
     return jobs
 
 
-def training(name: str, seed: int, args: argparse.Namespace, preset: Preset, before: list[Job]) -> tuple[Job, Job]:
+def simulation_job(
+    name: str, folder: Path, preset: Preset, frames: str, more: list[str] | None = None
+) -> Job:
+    """Simulate a data folder."""
+    options = option_words(
+        frames_per_recording=1, size=preset.size, out=folder, frames=frames.split()
+    )
+    arguments = ["make_synthetic.py", *options, *(more or [])]
+    return Job(name, arguments, folder / "synthetic.json", alone=True)
+
+
+def training_jobs(
+    name: str, seed: int, args: argparse.Namespace, preset: Preset, before: list[Job]
+) -> tuple[Job, Job]:
     """Train a network with a seed, and test it."""
-    folder, data, title = args.out / f"seed{seed}", str(args.data or args.out / "data"), f"seed{seed}/{name}"
-    weights, needs = folder / f"{name}.pth", [job.name for job in before]
-    options = [*preset.train.split(), *given(args, FOR_ALL), *preset.start.split(), *given(args, FOR_COMPARED)]
+    title, folder = f"seed{seed}/{name}", args.out / f"seed{seed}"
+    weights, run_folder = folder / f"{name}.pth", folder / name
+    needs = [job.name for job in before]
+    arguments = [
+        f"train_{name}.py",
+        *option_words(data=data_folder(args), train_list=args.train_list, val_list=args.val_list),
+        *preset.train.split(),
+        *given_options(args, FOR_ALL_TRAININGS),
+        *preset.start.split(),
+        *given_options(args, FOR_COMPARED_NETWORKS),
+    ]
     if "pretrained" in needs:
-        options += ["--init", str(args.out / "pretrained/baseline.pth")]
+        arguments += option_words(init=args.out / "pretrained/baseline.pth")
     if name in STUDENTS:
-        options += ["--teacher", str(folder / "teacher.pth")]
+        arguments += option_words(teacher=folder / "teacher.pth")
         needs.append(f"seed{seed}/teacher")
-    train = Job(title, [f"train_{name}.py", "--data", data, "--train-list", args.train_list, "--val-list",
-                        args.val_list, *options, "--seed", str(seed), "--resume", "--out", str(folder), "--run-dir",
-                        str(folder / name)], weights, tuple(needs))
-    test = Job(f"test/{title}", ["test.py", "--weights", str(weights), "--data", data, "--lists", args.val_list,
-                                 args.test_list, "--conditions", "--workers", "0", *same_precision(preset), "--json",
-                                 str(folder / name / "scores.json"), "--save-detections",
-                                 str(folder / name / "detections.json")], folder / name / "scores.json", (title,),
-               reads=(weights,))
-    return train, test
+    arguments += option_words(seed=seed, resume=True, out=folder, run_dir=run_folder)
+    train = Job(title, arguments, weights, tuple(needs))
+
+    scores = run_folder / "scores.json"
+    arguments = [
+        "test.py",
+        *option_words(
+            weights=weights,
+            data=data_folder(args),
+            lists=[args.val_list, args.test_list],
+            conditions=True,
+            workers=0,
+        ),
+        *precision_words(train.arguments),
+        *option_words(json=scores, save_detections=run_folder / "detections.json"),
+    ]
+    return train, Job(f"test/{title}", arguments, scores, (title,), reads=(weights,))
 
 
-def pictures(args: argparse.Namespace, preset: Preset, names: list[str]) -> Job:
-    """Who sees whom, of the first seed's networks."""
-    folder = args.out / f"seed{args.seeds[0]}"
-    weights = [folder / f"{name}.pth" for name in names]
-    return Job("pictures", [
-        "visualize.py", "--data", str(args.data or args.out / "data"), "--list", args.test_list, "--workers", "0",
-        "--out", str(args.out / "gallery.png"), "--html", str(args.out / "comparison.html"), "--draws", "300",
-        *same_precision(preset), "--compare", *map(str, weights)], args.out / "gallery.png", reads=tuple(weights))
+def gallery_job(args: argparse.Namespace, preset: Preset, names: list[str]) -> Job:
+    """Draw the frames on which the first seed's networks differ most."""
+    weights = [args.out / f"seed{args.seeds[0]}/{name}.pth" for name in names]
+    gallery = args.out / "gallery.png"
+    arguments = [
+        "visualize.py",
+        *option_words(
+            data=data_folder(args),
+            list=args.test_list,
+            workers=0,
+            out=gallery,
+            html=args.out / "comparison.html",
+            draws=300,
+        ),
+        *precision_words(preset.train.split()),
+        *option_words(compare=weights),
+    ]
+    return Job("pictures", arguments, gallery, reads=tuple(weights), alone=True)
+
+
+# --------------------------------------------------------------------------------------------- main
 
 
 def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job]) -> None:
-    """Raise `UserError` for what would be found out hours later."""
+    """Raise `UserError` for what would only be found out hours later."""
     if preset.needs_cuda and not torch.cuda.is_available():
-        raise UserError(f"--preset {args.preset} takes days without a GPU, and torch sees none: pass --preset cpu")
+        raise UserError(
+            f"--preset {args.preset} takes days without a GPU, and torch sees none: pass --preset "
+            "cpu"
+        )
     if not preset.nights and not args.data:
         raise UserError(f"--preset {args.preset} simulates nothing: pass --data FOLDER")
     if args.val_list == args.test_list:
-        raise UserError(f"--val-list and --test-list are both {args.val_list}: the list that chooses the weights "
-                        "cannot judge them")
+        raise UserError(
+            f"--val-list and --test-list are both {args.val_list}: the list that chooses the "
+            "weights cannot judge them"
+        )
     for option, values in (("seeds", args.seeds), ("students", args.students)):
         if len(set(values)) < len(values):
             raise UserError(f"--{option} names one twice: name each once")
-    if args.init and args.init not in ("coco", "imagenet", "none") and not Path(args.init).is_file():
+    if args.init not in (None, "coco", "imagenet", "none") and not Path(args.init).is_file():
         raise UserError(f"--init {args.init} is missing: name coco, imagenet, none or a file")
     for job in jobs:
         if job.arguments[0].startswith("train_"):
             parser = training_parser(job.name, "")
-            parser.add_argument("--teacher")  # of students, and there only once it is trained
+            parser.add_argument("--teacher")  # exists only once it is trained
             parser.parse_args(job.arguments[1:])
-    for one in (args.train_list, args.val_list, args.test_list) if args.data else ():
-        frames = SeeingThroughFog(args.data, one, "rgb+gated", args.classes or DEFAULT_CLASSES, args.ignore)
-        if not frames.has_boxes:
-            raise UserError(f"{frames.list_file}: no frame has a box of these classes: name another list or other "
-                            "--classes")
+    if args.data:
+        for list_name in (args.train_list, args.val_list, args.test_list):
+            refuse_empty_list(args, list_name)
+
+
+def refuse_empty_list(args: argparse.Namespace, list_name: str) -> None:
+    """Raise `UserError` for a list that cannot be read, or has nothing to find."""
+    frames = SeeingThroughFog(
+        args.data, list_name, "rgb+gated", args.classes or DEFAULT_CLASSES, args.ignore
+    )
+    if not frames.has_boxes:
+        raise UserError(
+            f"{frames.list_file}: no frame has a box of these classes: name another list or other "
+            "--classes"
+        )
 
 
 def main() -> None:
+    started = time.time()
     args = parse_arguments()
-    preset, started = PRESETS[args.preset], time.time()
-    names, before = ["teacher", "baseline", *args.students], preparation(args, preset)
-    pairs = {(name, seed): training(name, seed, args, preset, before) for name in names for seed in args.seeds}
-    jobs = [*before, *(job for pair in pairs.values() for job in pair)]
+    preset = PRESETS[args.preset]
+    names = [*REFERENCES, *args.students]
+    jobs = preparation_jobs(args, preset)
+    before = list(jobs)
+    training_of, test_of = {}, {}
+    for name in names:
+        for seed in args.seeds:
+            pair = training_jobs(name, seed, args, preset, before)
+            training_of[name, seed], test_of[name, seed] = pair
+            jobs += pair
     refuse_impossible(args, preset, jobs)
-    failed = run_jobs(jobs, args.out, slots(args.side_by_side))
-    trained = [name for name in names if pairs[name, args.seeds[0]][0].name not in failed]
+    failed = run_jobs(jobs, args.out, args.side_by_side)
+    trained = [name for name in names if training_of[name, args.seeds[0]].name not in failed]
     if trained:
-        failed |= run_jobs([pictures(args, preset, trained)], args.out, [{}])
-    for name, reason in failed.items():
-        warn(f"{name}: {reason}")
+        failed |= run_jobs([gallery_job(args, preset, trained)], args.out, 1)
+    for job_name, reason in failed.items():
+        warn(f"{job_name}: {reason}")
 
-    finished = {name: {seed: args.out / f"seed{seed}" / name for seed in args.seeds
-                       if pairs[name, seed][1].name not in failed} for name in names}
-    study = Study(args.data or args.out / "data", args.val_list, args.test_list, args.seeds, finished, args.draws)
-    print(f"\n{write_results(study, args.out)}\n\n{args.out}: results.md, results.json, comparison.html, pictures; "
-          f"{(time.time() - started) / 60:.1f} minutes")
+    finished = {name: {} for name in names}
+    for (name, seed), test in test_of.items():
+        if test.name not in failed:
+            finished[name][seed] = test.makes.parent
+    study = Study(
+        data_folder(args), args.val_list, args.test_list, args.seeds, finished, args.draws
+    )
+    table = write_results(study, args.out)
+    minutes = (time.time() - started) / 60
+    print(
+        f"\n{table}\n\n{args.out}: results.md, results.json, comparison.html, pictures; "
+        f"{minutes:.1f} minutes"
+    )
     if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: see above; the same command tries them again")
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} jobs failed: see above; the same command tries them "
+            "again"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""CMKD-Adv: an RGB student whose pyramid features a discriminator cannot tell from the frozen teacher's.
+"""CMKD-Adv: an RGB student whose features discriminators cannot tell from the frozen teacher's.
 
-    L = L_det + mean over P2..P5 of BCE(D_level(F), domain),  domain = 0 for the student, 1 for the teacher
+    L = L_det + mean over P2..P5 of BCE(D_level(F), domain)
+    domain = 0 for the student, 1 for the teacher
 
-The discriminators minimise L. The student's features reach them through a gradient reversal of weight lambda = 0.3, so
-the student maximises their part of it. One optimizer trains both.
+The discriminators minimise L. The student's features reach them through a gradient reversal of
+weight lambda = 0.3, so the student maximises their part of it. One optimizer trains both.
 
 Published (CMKD, ICASSP 2023): COCO mAP 24.2 val_night, 26.0 test_night.
 """
@@ -15,52 +16,72 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim import SGD
 
+from cmkd.runtime.command_line import non_negative_float
 from cmkd.runtime.failures import run
-from dataset import SeeingThroughFog, make_loader
-from engine import Batch, fit, report_teacher
-from models import WeightsError, build_detector, build_discriminators, load_teacher, reverse_gradient
-from utils import non_negative_float, seed_everything, training_parser
+from dataset import Batch, SeeingThroughFog, make_loader
+from engine import fit
+from models import (
+    build_detector,
+    build_discriminators,
+    known_teacher_ap,
+    load_teacher,
+    reverse_gradient,
+)
+from utils import detector_options, seed_everything, training_parser
 
 
-def domain_bce(discriminators: nn.ModuleDict, student_features: dict[str, Tensor], teacher_features: dict[str, Tensor],
-               weight: float) -> Tensor:
-    """Mean over the levels of the discriminator's binary cross-entropy on both `[B, C, h, w]` maps; a scalar.
+def domain_bce(
+    discriminators: nn.ModuleDict,
+    student_features: dict[str, Tensor],
+    teacher_features: dict[str, Tensor],
+    weight: float,
+) -> Tensor:
+    """Mean over the levels of the discriminator's binary cross-entropy; a scalar in float32.
 
-    `weight` is the lambda of the gradient reversal: it scales what the student receives, not the value.
+    Features are `[B, C, h, w]`. `weight` is the lambda of the gradient reversal: it scales the
+    gradient that the student receives, not the value.
     """
     losses = []
     for level, discriminator in discriminators.items():
         student_logits = discriminator(reverse_gradient(student_features[level], weight))
         teacher_logits = discriminator(teacher_features[level])
         logits = torch.cat([student_logits, teacher_logits]).float()
-        domains = torch.cat([torch.zeros_like(student_logits), torch.ones_like(teacher_logits)]).float()
-        losses.append(binary_cross_entropy_with_logits(logits, domains))
+        domains = [torch.zeros_like(student_logits), torch.ones_like(teacher_logits)]
+        losses.append(binary_cross_entropy_with_logits(logits, torch.cat(domains).float()))
     return torch.stack(losses).mean()
 
 
 def main() -> None:
     parser = training_parser("cmkd_adv", __doc__)
-    parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"),
-                        help="trained 6-channel weights (default: weights/teacher.pth)")
-    parser.add_argument("--adv-weight", type=non_negative_float, default=0.3, help="lambda (published: 0.3)")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        default=Path("weights/teacher.pth"),
+        help="trained 6-channel weights (default: weights/teacher.pth)",
+    )
+    parser.add_argument(
+        "--adv-weight", type=non_negative_float, default=0.3, help="lambda (published: 0.3)"
+    )
     args = parser.parse_args()
     seed_everything(args.seed)
 
-    # Data: the student trains on the RGB channels of the frames that the teacher sees whole.
-    train_set = SeeingThroughFog(args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip)
+    # Data: the student sees the RGB channels of frames of which the teacher sees all six
+    train_set = SeeingThroughFog(
+        args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip
+    )
     train_set.decode_once(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
-    teacher_val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
-    train_loader = make_loader(train_set, args.batch_size * args.accumulate, args.workers, shuffle=True)
+    train_loader = make_loader(
+        train_set, args.batch_size * args.accumulate, args.workers, shuffle=True
+    )
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
     # Networks
-    student = build_detector(
-        3, train_set.num_classes, args.backbone, args.init, args.stem,
-        min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
-        compiled=args.compile).to(args.device)
+    student = build_detector(3, train_set.num_classes, **detector_options(args))
+    student.to(args.device)
     discriminators = build_discriminators().to(args.device)
     teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
+    teacher_ap = known_teacher_ap(args.teacher, val_set.fingerprint, args)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:
@@ -68,19 +89,31 @@ def main() -> None:
         losses, student_features = student([image[:3] for image in images], targets)
         with torch.no_grad():
             teacher_features = teacher.features(images)
-        losses["kd_adv"] = domain_bce(discriminators, student_features, teacher_features, args.adv_weight)
+        features = student_features, teacher_features
+        losses["kd_adv"] = domain_bce(discriminators, *features, args.adv_weight)
         return losses
 
     # Optimizer
     parameters = [*student.parameters(), *discriminators.parameters()]
     optimizer = SGD(parameters, args.lr, momentum=0.9, weight_decay=0.0005, fused=True)
 
-    fit(student, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "cmkd_adv.pth",
-        run_dir=args.run_dir, settings={**student.settings, "classes": args.classes, "ignore": args.ignore},
-        arguments=vars(args), also_trained=discriminators,
-        measure=lambda: {"teacher_AP": report_teacher(
-            teacher, make_loader(teacher_val_set, args.batch_size, args.workers), args.amp)})
+    fit(
+        student,
+        compute_losses,
+        optimizer,
+        train_loader,
+        val_loader,
+        weights=args.out / "cmkd_adv.pth",
+        settings={
+            **student.settings,
+            "classes": args.classes,
+            "ignore": args.ignore,
+            "teacher_AP": teacher_ap,
+        },
+        arguments=vars(args),
+        also_trained=discriminators,
+    )
 
 
 if __name__ == "__main__":
-    run(main, WeightsError)
+    run(main)

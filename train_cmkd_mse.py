@@ -12,41 +12,57 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.optim import SGD
 
+from cmkd.runtime.command_line import non_negative_float
 from cmkd.runtime.failures import run
-from dataset import SeeingThroughFog, make_loader
-from engine import Batch, fit, report_teacher
-from models import WeightsError, build_detector, load_teacher
-from utils import non_negative_float, seed_everything, training_parser
+from dataset import Batch, SeeingThroughFog, make_loader
+from engine import fit
+from models import build_detector, known_teacher_ap, load_teacher
+from utils import detector_options, seed_everything, training_parser
 
 
 def feature_mse(student_features: dict[str, Tensor], teacher_features: dict[str, Tensor]) -> Tensor:
-    """Mean over the levels of the mean squared difference of `[B, C, h, w]` maps; a scalar in float32."""
-    return torch.stack([mse_loss(student_features[level].float(), teacher_features[level].float())
-                        for level in teacher_features]).mean()
+    """Mean over the levels of the mean squared difference; a scalar in float32.
+
+    Features are `[B, C, h, w]`.
+    """
+    return torch.stack(
+        [
+            mse_loss(student_features[level].float(), teacher_features[level].float())
+            for level in teacher_features
+        ]
+    ).mean()
 
 
 def main() -> None:
     parser = training_parser("cmkd_mse", __doc__)
-    parser.add_argument("--teacher", type=Path, default=Path("weights/teacher.pth"),
-                        help="trained 6-channel weights (default: weights/teacher.pth)")
-    parser.add_argument("--mse-weight", type=non_negative_float, default=0.5, help="alpha (published: 0.5)")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        default=Path("weights/teacher.pth"),
+        help="trained 6-channel weights (default: weights/teacher.pth)",
+    )
+    parser.add_argument(
+        "--mse-weight", type=non_negative_float, default=0.5, help="alpha (published: 0.5)"
+    )
     args = parser.parse_args()
     seed_everything(args.seed)
 
-    # Data: the student trains on the RGB channels of the frames that the teacher sees whole.
-    train_set = SeeingThroughFog(args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip)
+    # Data: the student sees the RGB channels of frames of which the teacher sees all six
+    train_set = SeeingThroughFog(
+        args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip
+    )
     train_set.decode_once(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
-    teacher_val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
-    train_loader = make_loader(train_set, args.batch_size * args.accumulate, args.workers, shuffle=True)
+    train_loader = make_loader(
+        train_set, args.batch_size * args.accumulate, args.workers, shuffle=True
+    )
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
     # Networks
-    student = build_detector(
-        3, train_set.num_classes, args.backbone, args.init, args.stem,
-        min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
-        compiled=args.compile).to(args.device)
+    student = build_detector(3, train_set.num_classes, **detector_options(args))
+    student.to(args.device)
     teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
+    teacher_ap = known_teacher_ap(args.teacher, val_set.fingerprint, args)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:
@@ -60,12 +76,22 @@ def main() -> None:
     # Optimizer
     optimizer = SGD(student.parameters(), args.lr, momentum=0.9, weight_decay=0.0005, fused=True)
 
-    fit(student, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "cmkd_mse.pth",
-        run_dir=args.run_dir, settings={**student.settings, "classes": args.classes, "ignore": args.ignore},
+    fit(
+        student,
+        compute_losses,
+        optimizer,
+        train_loader,
+        val_loader,
+        weights=args.out / "cmkd_mse.pth",
+        settings={
+            **student.settings,
+            "classes": args.classes,
+            "ignore": args.ignore,
+            "teacher_AP": teacher_ap,
+        },
         arguments=vars(args),
-        measure=lambda: {"teacher_AP": report_teacher(
-            teacher, make_loader(teacher_val_set, args.batch_size, args.workers), args.amp)})
+    )
 
 
 if __name__ == "__main__":
-    run(main, WeightsError)
+    run(main)

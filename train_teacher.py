@@ -1,4 +1,4 @@
-"""Teacher: the detector that sees RGB and three gated near-infrared slices, and that the students imitate.
+"""Teacher: the detector that sees RGB and three gated slices, and that the students imitate.
 
     L = L_det            Faster R-CNN's four losses on six channels: R, G, B, gated0, gated1, gated2
 
@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.optim import SGD
 
 from cmkd.runtime.failures import run
-from dataset import SeeingThroughFog, make_loader
-from engine import Batch, fit
-from models import WeightsError, build_detector
-from utils import seed_everything, training_parser
+from dataset import Batch, SeeingThroughFog, make_loader
+from engine import fit
+from models import build_detector
+from utils import detector_options, seed_everything, training_parser
 
 
 def main() -> None:
@@ -20,17 +20,19 @@ def main() -> None:
     seed_everything(args.seed)
 
     # Data
-    train_set = SeeingThroughFog(args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip)
+    train_set = SeeingThroughFog(
+        args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip
+    )
     train_set.decode_once(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
-    train_loader = make_loader(train_set, args.batch_size * args.accumulate, args.workers, shuffle=True)
+    train_loader = make_loader(
+        train_set, args.batch_size * args.accumulate, args.workers, shuffle=True
+    )
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
     # Network
-    teacher = build_detector(
-        6, train_set.num_classes, args.backbone, args.init, args.stem,
-        min_size=args.min_size, max_size=args.max_size, rois=args.rois, proposals=args.proposals,
-        compiled=args.compile).to(args.device)
+    teacher = build_detector(6, train_set.num_classes, **detector_options(args))
+    teacher.to(args.device)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:
@@ -41,10 +43,17 @@ def main() -> None:
     # Optimizer
     optimizer = SGD(teacher.parameters(), args.lr, momentum=0.9, weight_decay=0.0005, fused=True)
 
-    fit(teacher, compute_losses, optimizer, train_loader, val_loader, weights=args.out / "teacher.pth",
-        run_dir=args.run_dir, settings={**teacher.settings, "classes": args.classes, "ignore": args.ignore},
-        arguments=vars(args))
+    fit(
+        teacher,
+        compute_losses,
+        optimizer,
+        train_loader,
+        val_loader,
+        weights=args.out / "teacher.pth",
+        settings={**teacher.settings, "classes": args.classes, "ignore": args.ignore},
+        arguments=vars(args),
+    )
 
 
 if __name__ == "__main__":
-    run(main, WeightsError)
+    run(main)

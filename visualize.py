@@ -1,226 +1,254 @@
-"""Pictures of what the networks see and miss. No window needed.
+"""Draw what the networks see and miss. No window needed.
 
-    python visualize.py --compare weights/teacher.pth weights/baseline.pth weights/cmkd_adv.pth --html page.html
+    python visualize.py --compare weights/teacher.pth weights/baseline.pth weights/cmkd_adv.pth
     python visualize.py --images photos/ --weights weights/cmkd_adv.pth --out detections/
     python visualize.py --curves runs/*/log.jsonl
-    python visualize.py --features weights/teacher.pth weights/baseline.pth weights/cmkd_adv.pth --frame NAME
+    python visualize.py --features weights/teacher.pth weights/cmkd_adv.pth --frame NAME
 
---compare: a row for each frame, the ground truth on a gated slice, then what each network finds, the frames first in
-which students find people whom the baseline misses. Baseline and teacher are told apart as by test.py. docs/pictures.md
-shows all four.
+--compare draws a row for each frame: the ground truth on a gated slice, then what each network
+finds. Frames in which students find people whom the baseline misses come first. The first RGB
+weights are the baseline, other RGB weights students. docs/pictures.md shows all four.
 """
 
 import argparse
-import math
-from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
+from cmkd.evaluation.metrics import Results
 from cmkd.evaluation.pipeline import (
-    Results,
     compare_lists,
-    detect,
+    detect_lists,
+    evaluate_lists,
     load_comparable,
     read_datasets,
-    refuse_twice,
-    score,
+    refuse_duplicates,
     short_names,
     titles,
     with_conditions,
 )
 from cmkd.evaluation.tables import comparison_rows, comparison_title, metrics_tables
-from cmkd.frames.layout import condition_lists
+from cmkd.frames.annotations import class_groups
+from cmkd.runtime.command_line import at_least, non_negative_float
 from cmkd.runtime.failures import run
-from cmkd.viewing.any_pictures import detect_pictures
+from cmkd.runtime.files import UserError, refuse_unwritable, save_text
+from cmkd.runtime.hardware import versions
+from cmkd.runtime.weights import WeightsError
+from cmkd.viewing.any_pictures import annotate_pictures
+from cmkd.viewing.contact_sheet import save_picture
 from cmkd.viewing.curves import draw_curves
-from cmkd.viewing.drawing import LEGEND, outcome_tile, sheet, truth_tile
-from cmkd.viewing.feature_maps import features_sheet
-from cmkd.viewing.html_page import Row, page
-from cmkd.viewing.outcomes import Difference, Outcome, difference, outcomes, rank, spread_over_conditions
-from dataset import SeeingThroughFog, class_groups, make_loader
-from models import Detector, WeightsError, load_detector
-from utils import (
-    OneLineParser,
-    UserError,
-    add_batch_options,
-    add_data_options,
-    at_least,
-    non_negative_float,
-    refuse_unwritable,
-    versions,
-    write_atomically,
-)
+from cmkd.viewing.drawing import LEGEND
+from cmkd.viewing.feature_maps import feature_sheet
+from cmkd.viewing.gallery import Gallery, describe_limits, make_gallery
+from cmkd.viewing.html_page import html_page
+from dataset import SeeingThroughFog
+from models import Detector, load_detector
+from utils import NetworkParser
 
-MODES = {"compare": "gallery.png", "images": "detections", "curves": "curves.png", "features": "features.png"}
+DEFAULT_OUT = {
+    "compare": "gallery.png",
+    "images": "detections",
+    "curves": "curves.png",
+    "features": "features.png",
+}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_options(parser)
-    add_batch_options(parser)
+    parser = NetworkParser(__doc__)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--compare", nargs="+", type=Path, metavar="WEIGHTS", help="one column each")
-    mode.add_argument("--images", type=Path, metavar="PATH", help="a picture, or a folder of pictures or video frames")
+    mode.add_argument(
+        "--images",
+        type=Path,
+        metavar="PATH",
+        help="a picture, or a folder of pictures or video frames",
+    )
     mode.add_argument("--curves", nargs="+", type=Path, metavar="LOG", help="log.jsonl of runs")
     mode.add_argument("--features", nargs="+", type=Path, metavar="WEIGHTS", help="one column each")
-    parser.add_argument("--out", type=Path, help="PNG, with --images a folder (default: "
-                                                 f"{', '.join(f'--{name} {out}' for name, out in MODES.items())})")
-    parser.add_argument("--list", default="vis_night",
-                        help="with --compare and --features: DATA/<list>.txt (default: vis_night)")
-    parser.add_argument("--frames", type=at_least(1), default=6, help="with --compare: rows (default: 6)")
-    parser.add_argument("--html", type=Path, metavar="FILE",
-                        help="with --compare: also one page with tables by condition, the frames and the settings")
-    parser.add_argument("--html-frames", type=at_least(1), default=12, help="of each condition (default: 12)")
-    parser.add_argument("--draws", type=at_least(1), default=1000, help="with --html: for intervals (default: 1000)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="with --html: of the draws (default: 0)")
+    defaults = ", ".join(f"--{name} {out}" for name, out in DEFAULT_OUT.items())
+    parser.add_argument(
+        "--out", type=Path, help=f"PNG, with --images a folder (default: {defaults})"
+    )
+    parser.add_argument(
+        "--list",
+        default="vis_night",
+        help="with --compare and --features: DATA/<list>.txt (default: vis_night)",
+    )
+    parser.add_argument(
+        "--frames", type=at_least(1), default=6, help="with --compare: rows (default: 6)"
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="with --compare: also one page with tables by condition, the frames and the settings",
+    )
+    parser.add_argument(
+        "--draws",
+        type=at_least(1),
+        default=1000,
+        help="with --html: bootstrap samples for the intervals (default: 1000)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=at_least(0),
+        default=0,
+        help="with --html: seed of the bootstrap (default: 0)",
+    )
     parser.add_argument("--weights", type=Path, help="with --images: an RGB student")
-    parser.add_argument("--score", type=non_negative_float,
-                        help="least score that counts (default: with --compare, each network's own at which the list "
-                             "has 0.1 false positives per image; with --images 0.5)")
-    parser.add_argument("--frame", metavar="NAME", help="with --features (default: the first of --list with a box)")
+    parser.add_argument(
+        "--score",
+        type=non_negative_float,
+        help="least score that counts (default: with --compare, each network's own at which the "
+        "list has 0.1 false positives per image; with --images 0.5)",
+    )
+    parser.add_argument(
+        "--frame", metavar="NAME", help="with --features (default: the first of --list with a box)"
+    )
     args = parser.parse_args()
-    args.mode = next(name for name in MODES if getattr(args, name))
-    args.out = args.out or Path(MODES[args.mode])
+    args.mode = next(name for name in DEFAULT_OUT if getattr(args, name))
+    args.out = args.out or Path(DEFAULT_OUT[args.mode])
     written = [file.resolve() for file in (args.out, args.html) if file]
-    read = [file.resolve() for files in (args.compare, args.features, args.curves) for file in files or []]
-    if len({*written} - {*read}) < len(written):
+    read = {file.resolve() for file in (args.compare or args.features or args.curves or [])}
+    if len(set(written) - read) < len(written):
         parser.error("--out and --html must be two files, and none that is read")
     return args
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What several detectors make of a list."""
-
-    detectors: dict[str, Detector]
-    frames: SeeingThroughFog
-    truth: dict[str, list]
-    found: dict[str, Results]  # by title
-    limits: dict[str, dict[str, float]]  # from which score on a detection counts, by title and category
-    outcomes: list[dict[str, Outcome]]  # of each frame, by title
-    baseline: str
-    students: list[str]
-
-    @cached_property
-    def differences(self) -> list[Difference]:
-        """Of each frame."""
-        return [difference(one, self.baseline, self.students) for one in self.outcomes]
-
-    @property
-    def columns(self) -> list[str]:
-        """What stands over the tiles."""
-        return ["ground truth, on a gated slice",
-                *(f"{title}, {shown_from(self.limits[title])}" for title in self.detectors)]
-
-    def tiles(self, place: int) -> list[Image.Image]:
-        """A frame's pictures, under the columns."""
-        image, _ = self.frames[place]
-        people = [one for one in self.truth["annotations"] if one["image_id"] == place]
-        return [truth_tile(image, people), *(outcome_tile(image[:3], one) for one in self.outcomes[place].values())]
-
-
-def compare(args: argparse.Namespace) -> None:
-    """The sheet of the frames that tell the networks apart, and the page."""
+def write_gallery(args: argparse.Namespace) -> None:
+    """--compare: the frames in which the networks disagree most, and the page."""
     for file in filter(None, (args.out, args.html)):
         refuse_unwritable(file)
     detectors, classes, ignore = load_comparable(args.compare, None, None, None, None)
     frames = SeeingThroughFog(args.data, args.list, "rgb+gated", classes, ignore)
-    truth = frames.ground_truth()
-    load = partial(make_loader, batch_size=args.batch_size, workers=args.workers)
     datasets = read_datasets(args.data, [args.list], detectors, classes, ignore)
-    [found] = detect(detectors, datasets, load, args.device, args.amp).values()
-    made = {title: outcomes(truth, results, args.score) for title, results in found.items()}
-    by_frame = zip(*(one for one, _ in made.values()), strict=True)
+    found = detect_lists(detectors, datasets, args.batch_size, args.workers, args.device, args.amp)
+    results = found[args.list]
     rgb = [title for title, detector in detectors.items() if detector.settings["channels"] == 3]
-    content = Comparison(detectors, frames, truth, found, {title: limits for title, (_, limits) in made.items()},
-                         [dict(zip(made, one, strict=True)) for one in by_frame], (rgb or list(detectors))[0], rgb[1:])
-
-    ranked = rank(content.differences)
-    picture = sheet(content.columns, [(f"{frames.names[place]}: {content.differences[place]}", content.tiles(place))
-                                      for place in ranked[: args.frames]], LEGEND)
-    write_atomically(args.out, lambda unfinished: picture.save(unfinished, "PNG"))
-    print(f"{args.out}: {picture.width}x{picture.height}")
+    baseline, students = (rgb or list(detectors))[0], rgb[1:]
+    gallery = make_gallery(frames, results, args.score, baseline, students)
+    save_and_print(gallery.sheet(args.frames), args.out)
     if args.html:
-        write_page(args, content, ranked)
+        write_page(args, gallery, detectors, results)
 
 
-def write_page(args: argparse.Namespace, content: Comparison, ranked: list[int]) -> None:
-    """Tables of the list and its conditions with intervals, the first frames of each condition, and the settings."""
-    frames = content.frames
-    members = condition_lists(args.data, args.list)
-    conditions = [[name for name, names in members.items() if frame in names] for frame in frames.names]
-    rows = [Row(frames.names[place], conditions[place], content.differences[place], content.tiles(place))
-            for place in tqdm(spread_over_conditions(ranked, conditions, args.html_frames), "drawing", unit="frame",
-                              leave=False, disable=None)]
-    truths, found = with_conditions(args.data, {args.list: content.truth}, {args.list: content.found})
-    tables = metrics_tables(score(truths, found), truths)
-    if len(content.detectors) > 1:
-        comparisons, _ = compare_lists(content.detectors, truths, found, args.draws, args.seed)
-        tables = {comparison_title(name, truths[name]): comparison_rows(table, content.baseline)
-                  for name, table in comparisons.items()} | tables
-    settings = {"data": str(args.data), "list": f"{args.list}, {len(frames)} frames",
-                "classes": " | ".join("+".join(group) for group in frames.classes),
-                "ignored": " ".join(frames.ignored) or "nothing", "baseline": content.baseline,
-                "students": ", ".join(content.students) or "none", "bfloat16": str(args.amp)}
-    for (title, detector), file in zip(content.detectors.items(), args.compare, strict=True):
-        settings[f"weights {title}"] = (f"{file}; shown from {shown_from(content.limits[title])}; "
-                                        + ", ".join(f"{name} {value}" for name, value in detector.settings.items()))
-    text = page(f"Who sees whom: {args.list}", {**settings, **versions()}, tables, rows, content.columns, LEGEND)
-    write_atomically(args.html, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+def write_page(
+    args: argparse.Namespace,
+    gallery: Gallery,
+    detectors: dict[str, Detector],
+    results: dict[str, Results],
+) -> None:
+    """--html: tables of the list and its conditions, the gallery's frames, and the settings."""
+    truths, found = with_conditions(
+        args.data, {args.list: gallery.ground_truth}, {args.list: results}
+    )
+    tables = {}
+    if len(detectors) > 1:
+        comparisons, baseline = compare_lists(detectors, truths, found, args.draws, args.seed)
+        tables = {
+            comparison_title(name, truths[name]): comparison_rows(comparison, baseline)
+            for name, comparison in comparisons.items()
+        }
+    tables |= metrics_tables(evaluate_lists(truths, found), truths)
+    rows = gallery.page_rows()
+    text = html_page(
+        f"Who sees whom: {args.list}",
+        page_settings(args, gallery, detectors),
+        tables,
+        rows,
+        gallery.columns,
+        LEGEND,
+    )
+    save_text(text, args.html)
     print(f"{args.html}: {len(rows)} frames, {len(text) / 1e6:.1f} MB")
 
 
-def shown_from(limits: dict[str, float]) -> str:
-    """From which score on detections are shown, by category."""
-    return ", ".join((f"score >= {limit:.2f}" if limit < math.inf else "nothing, as its best would be a false alarm")
-                     + (f" ({name})" if len(limits) > 1 else "") for name, limit in limits.items())
+def page_settings(
+    args: argparse.Namespace, gallery: Gallery, detectors: dict[str, Detector]
+) -> dict[str, str]:
+    """The settings on the page: what was compared, and with which versions."""
+    dataset = gallery.dataset
+    settings = {
+        "data": str(args.data),
+        "list": f"{args.list}, {len(dataset)} frames",
+        "classes": " | ".join("+".join(group) for group in dataset.classes),
+        "ignored": " ".join(dataset.ignored) or "nothing",
+        "baseline": gallery.baseline,
+        "students": ", ".join(gallery.students) or "none",
+        "bfloat16": str(args.amp),
+    }
+    for (title, detector), file in zip(detectors.items(), args.compare, strict=True):
+        shown_from = describe_limits(gallery.limits[title])
+        own = ", ".join(f"{name} {value}" for name, value in detector.settings.items())
+        settings[f"weights {title}"] = f"{file}; shown from {shown_from}; {own}"
+    return settings | versions()
 
 
-def images(args: argparse.Namespace) -> None:
-    """Ordinary pictures, with what an RGB network finds."""
+def annotate_images(args: argparse.Namespace) -> None:
+    """--images: ordinary pictures with what an RGB network finds."""
     if not args.weights:
         raise UserError("--images needs the --weights of an RGB student")
     detectors, classes, _ = load_comparable([args.weights], None, None, None, None)
     [detector] = detectors.values()
     if detector.settings["channels"] != 3:
-        raise WeightsError(f"{args.weights} needs gated slices, which ordinary pictures have not: pass an RGB student")
+        raise WeightsError(
+            f"{args.weights} needs gated slices, which ordinary pictures do not have: pass an RGB "
+            "student"
+        )
+    detector.to(args.device).eval()
     names = ["+".join(group) for group in class_groups(classes)]
-    detect_pictures(detector.to(args.device).eval(), names, args.images, args.out,
-                    0.5 if args.score is None else args.score, args.amp)
+    least_score = 0.5 if args.score is None else args.score
+    annotate_pictures(detector, names, args.images, args.out, least_score, args.amp)
 
 
-def features(args: argparse.Namespace) -> None:
-    """The pyramids of several networks on one frame."""
+def write_features(args: argparse.Namespace) -> None:
+    """--features: the pyramids of several networks on one frame."""
     refuse_unwritable(args.out)
-    refuse_twice(args.features)
-    detectors = {title: load_detector(file).to(args.device).eval()
-                 for title, file in zip(titles(args.features), args.features, strict=True)}
-    frames = SeeingThroughFog(args.data, args.list, "rgb+gated")
-    if args.frame and args.frame not in frames.names:
-        raise UserError(f"--frame {args.frame} is not in {frames.list_file}: name one of its frames, or another --list")
-    place = (frames.names.index(args.frame) if args.frame else
-             next((place for place, objects in enumerate(frames.objects) if objects), 0))
-    picture = features_sheet(detectors, frames[place][0], frames.names[place])
-    write_atomically(args.out, lambda unfinished: picture.save(unfinished, "PNG"))
-    print(f"{args.out}: {picture.width}x{picture.height}")
+    refuse_duplicates(args.features)
+    detectors = {
+        title: load_detector(file).to(args.device).eval()
+        for title, file in zip(titles(args.features), args.features, strict=True)
+    }
+    dataset = SeeingThroughFog(args.data, args.list, "rgb+gated")
+    if not args.frame:
+        with_boxes = (index for index, objects in enumerate(dataset.objects) if objects)
+        index = next(with_boxes, 0)
+    elif args.frame in dataset.names:
+        index = dataset.names.index(args.frame)
+    else:
+        raise UserError(
+            f"--frame {args.frame} is not in {dataset.list_file}: name one of its frames, or "
+            "another --list"
+        )
+    image, target = dataset[index]
+    save_and_print(feature_sheet(detectors, image, target["name"]), args.out)
 
 
-def curves(args: argparse.Namespace) -> None:
-    """The logs of several runs."""
+def write_curves(args: argparse.Namespace) -> None:
+    """--curves: the logs of several runs in one picture."""
     refuse_unwritable(args.out)
     folders = [file.absolute().parent for file in args.curves]
-    refuse_twice(folders)
+    refuse_duplicates(folders)
     draw_curves(dict(zip(short_names(folders), args.curves, strict=True)), args.out)
     print(f"{args.out}: {len(args.curves)} runs")
 
 
+def save_and_print(picture: Image.Image, file: Path) -> None:
+    """Write a PNG and print its size."""
+    save_picture(picture, file)
+    print(f"{file}: {picture.width}x{picture.height}")
+
+
 def main() -> None:
     args = parse_arguments()
-    {"compare": compare, "images": images, "curves": curves, "features": features}[args.mode](args)
+    modes = {
+        "compare": write_gallery,
+        "images": annotate_images,
+        "curves": write_curves,
+        "features": write_features,
+    }
+    modes[args.mode](args)
 
 
 if __name__ == "__main__":
-    run(main, WeightsError)
+    run(main)

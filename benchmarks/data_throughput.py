@@ -2,12 +2,12 @@
 
     python -m benchmarks.data_throughput --json runs/bench/data_throughput.json
 
-Simulated frames of the published size (1280x768, four PNGs each) at the published training size (500 px). One process
-loads them all, in turns: as the published way does (decode, then the detector's resize), ours on a first pass (decode,
-resize, store), and ours from then on. The files are in the system's page cache, so this is work of the processor.
+Simulated frames of the published size (1280x768, four PNGs each) at the published training size
+(500 px). One process loads them all, in turns: the published way (decode, then the detector's
+resize), the first pass with a cache (decode, resize, store), and later passes. The files are in the
+system's page cache, so the processor's work is measured.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -16,17 +16,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import report, simulate, table
+from benchmarks.measure import simulate
+from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.frames.cache import resize, training_size
+from cmkd.runtime.command_line import OneLineParser, at_least
 from dataset import SeeingThroughFog
-from utils import OneLineParser, at_least
 
 AIM = 10  # times the reference
-SIZE = training_size(768, 1280, 500, 1333)
+MIN_SIZE, MAX_SIZE = 500, 1333  # px
+SIZE = training_size(768, 1280, MIN_SIZE, MAX_SIZE)
 
 
 def frames_per_second(read: Callable[[int], object], frames: int) -> float:
-    """How many frames a second `read` gives."""
+    """How many frames per second `read` returns."""
     started = time.perf_counter()
     for index in range(frames):
         read(index)
@@ -34,7 +36,7 @@ def frames_per_second(read: Callable[[int], object], frames: int) -> float:
 
 
 def memory_bandwidth() -> float:
-    """Bytes per second of copying a large tensor, read and written bytes counted once."""
+    """Bytes per second when a large tensor is copied."""
     source = torch.zeros(256 * 1024 * 1024, dtype=torch.uint8)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -44,31 +46,54 @@ def memory_bandwidth() -> float:
     return 5 * len(source) / (time.perf_counter() - started)
 
 
+def measure_rates(data: Path, frames: int, rounds: int) -> dict[str, list[float]]:
+    """Frames per second of each way of loading, in each round."""
+    rates: dict[str, list[float]] = {"reference": [], "first pass": [], "cached": []}
+    plain = SeeingThroughFog(data, "train_night")
+    for _ in range(rounds):
+        rates["reference"].append(
+            frames_per_second(lambda index: resize(plain[index][0], SIZE), frames)
+        )
+        cached = SeeingThroughFog(data, "train_night")
+        cached.decode_once("disk", MIN_SIZE, MAX_SIZE)
+        rates["first pass"].append(frames_per_second(cached.__getitem__, frames))
+        rates["cached"].append(frames_per_second(cached.__getitem__, frames))
+        cached.cache.file.unlink()
+    return rates
+
+
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=at_least(1), default=40, help="simulated frames (default: 40)")
-    parser.add_argument("--rounds", type=at_least(1), default=5, help="turns; the median counts (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser = OneLineParser(__doc__)
+    parser.add_argument(
+        "--frames", type=at_least(1), default=40, help="simulated frames (default: 40)"
+    )
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=5, help="turns; the median counts (default: 5)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rates: dict[str, list[float]] = {"reference": [], "first pass": [], "cached": []}
     with tempfile.TemporaryDirectory() as folder:
         data = simulate(Path(folder) / "data", args.frames)
-        plain = SeeingThroughFog(data, "train_night")
-        for _ in range(args.rounds):
-            rates["reference"].append(frames_per_second(lambda index: resize(plain[index][0], SIZE), args.frames))
-            kept = SeeingThroughFog(data, "train_night")
-            kept.decode_once("disk", 500, 1333)
-            rates["first pass"].append(frames_per_second(kept.__getitem__, args.frames))
-            rates["cached"].append(frames_per_second(kept.__getitem__, args.frames))
-            kept.cache.file.unlink()
+        rates = measure_rates(data, args.frames, args.rounds)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    copied = medians["cached"] * 6 * SIZE[0] * SIZE[1] / memory_bandwidth()
-    rows = [[name, f"{rate:.1f}", f"{rate / medians['reference']:.1f}"] for name, rate in medians.items()]
-    report(table(["loading", "frames/s", "times the reference"], rows)
-           + f"\n\nCached: {copied:.0%} of what one core copies in memory. Aim: {AIM} times the reference.",
-           {"frames_per_second": rates, "median": medians, "aim": AIM, "share_of_memory_copy": copied, "size": SIZE},
-           args.json)
+    frame_bytes = 6 * SIZE[0] * SIZE[1]
+    share_of_copy = medians["cached"] * frame_bytes / memory_bandwidth()
+    rows = [["loading", "frames/s", "times the reference"]]
+    for name, rate in medians.items():
+        rows.append([name, f"{rate:.1f}", f"{rate / medians['reference']:.1f}"])
+    text = (
+        f"{markdown_table(rows)}\n\nCached: {share_of_copy:.0%} of what one core copies in memory. "
+        f"Aim: {AIM} times the reference."
+    )
+    numbers = {
+        "frames_per_second": rates,
+        "median": medians,
+        "aim": AIM,
+        "share_of_memory_copy": share_of_copy,
+        "size": SIZE,
+    }
+    print_and_save(text, numbers, args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: simulated frames of the published size, processes that take turns, tables and JSON."""
+"""What benchmarks share: simulated frames of the published size, processes that take turns."""
 
 import contextlib
 import multiprocessing
@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from cmkd.evaluation.metrics import finite
-from utils import REPOSITORY, save_json, versions
+from cmkd.runtime.files import REPOSITORY
+from cmkd.study.jobs import option_words
 
 
 def simulate(folder: Path, frames: int, size: str = "1280x768", val: int = 1) -> Path:
-    """A prepared folder with lists of so many night frames in `train_night`, and `val` in `val_night`."""
-    subprocess.run([sys.executable, REPOSITORY / "make_synthetic.py", "--out", folder, "--size", size, "--frames",
-                    str(frames), str(val), "1"], check=True, stdout=subprocess.DEVNULL)
+    """Make a prepared folder of night frames: `frames` in `train_night`, `val` in `val_night`."""
+    options = option_words(out=folder, size=size, frames=[frames, val, 1])
+    command = [sys.executable, REPOSITORY / "make_synthetic.py", *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
 class Side:
-    """An object that lives in a process of its own, and works when it is asked to: what it sets up in its process (or
-    leaves as it is) does not touch the side it is compared with.
+    """An object in a process of its own, which works when it is asked to.
 
-    `make` is called there, and must be known by name to a new Python.
+    What one side sets up in its process (or leaves as it is) does not touch the side it is compared
+    with. `make` is called in the new process, which must be able to import it by name.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -36,11 +38,11 @@ class Side:
         self.orders, theirs = spawn.Pipe()
         self.process = spawn.Process(target=serve, args=(make, theirs))
         self.process.start()
-        theirs.close()  # so that its end is known here
+        theirs.close()  # so that this process notices if that one ends
 
     def ask(self, method: str) -> tuple[float, Any]:
-        """The seconds that a method took, and what it gave. Raises what was raised there."""
-        with contextlib.suppress(BrokenPipeError):  # it failed before, and its error is the answer
+        """The seconds that a method took, and what it returned. Raises what it raised."""
+        with contextlib.suppress(BrokenPipeError):  # it failed before; its error is the answer
             self.orders.send(method)
         answer = self.orders.recv()
         if isinstance(answer, Exception):
@@ -50,27 +52,44 @@ class Side:
         return answer
 
     def end(self) -> int:
-        """End the process; the bytes it had at most: of the GPU where there is one, else of memory."""
+        """End the process; its peak memory in bytes, of the GPU if there is one."""
         _, peak = self.ask("")
         self.process.join()
         return peak
 
 
 def serve(make: Callable[[], Any], orders: Connection) -> None:
-    """What the process of a `Side` does."""
+    """The main function of a side's process."""
     try:
         side = make()
         while method := orders.recv():
             orders.send(timed(getattr(side, method)))
-    except Exception as error:  # raised again where it was asked for, as nobody waits here
+    except Exception as error:  # the process that asks raises it
         orders.send(error)
         raise
     on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
     orders.send((0.0, on_gpu or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
+def take_turns(
+    sides: dict[str, Side], turns: int, bar: tqdm
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Let the sides do their `turn` one after another, while the others wait.
+
+    The seconds of each turn, without a first one that does not count, and what the last returned.
+    """
+    seconds_of, last = {name: [] for name in sides}, {}
+    for turn in range(1 + turns):
+        for name, side in sides.items():
+            seconds, last[name] = side.ask("turn")
+            if turn:
+                seconds_of[name].append(seconds)
+            bar.update()
+    return seconds_of, last
+
+
 def timed(work: Callable[..., Any], *given: Any) -> tuple[float, Any]:
-    """The seconds that it takes, and the GPU with it; and what it gives."""
+    """The seconds that a call takes, its work on the GPU included, and what it returns."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -81,21 +100,7 @@ def timed(work: Callable[..., Any], *given: Any) -> tuple[float, Any]:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second in products of large square matrices: what the device can do."""
+    """The device's floating-point operations per second in products of large square matrices."""
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return max(2 * side**3 / timed(torch.mm, left, right)[0] for _ in range(10))
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
-
-
-def report(text: str, figures: dict[str, Any], file: Path | None) -> None:
-    """Print a table; write the figures as JSON, with what they depend on, and the table beside them."""
-    print(text)
-    if file:
-        save_json({**finite(figures), "command": " ".join(["python", *sys.argv]), "versions": versions()}, file)
-        file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")

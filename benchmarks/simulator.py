@@ -2,10 +2,9 @@
 
     python -m benchmarks.simulator --json docs/figures/simulator_speed.json
 
-Each size is one process of its own; the first frame, which builds the tables, is not counted.
+Each size has a process of its own. The first frame builds tables and is not counted.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -14,45 +13,62 @@ import tempfile
 import time
 from pathlib import Path
 
-from make_synthetic import DEFAULT_MIX, FOLDERS, plan, write_frame
+from cmkd.runtime.command_line import OneLineParser
+from cmkd.runtime.files import REPOSITORY, save_json
+from cmkd.simulator.planning import plan_frames
+from make_synthetic import DEFAULT_MIX, IMAGE_FOLDERS, LABEL_FOLDER, write_frame
 
-SIZES = {(1280, 768): 3.0, (256, 160): 30.0}  # aim, frames/s
+AIMS = {(1280, 768): 3.0, (256, 160): 30.0}  # frames/s
 FRAMES = {(1280, 768): 40, (256, 160): 200}
 
 
-def measure(size: tuple[int, int], frames: int) -> dict[str, float]:
-    """Frames per second of wall time and peak memory in MiB of this process."""
+def measure_speed(size: tuple[int, int]) -> dict[str, float]:
+    """Frames per second of wall time, and the peak memory of this process in MiB."""
+    first, *frames = plan_frames([FRAMES[size] + 1, 0, 0], DEFAULT_MIX, 0)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        for name in FOLDERS:
+        for name in (*IMAGE_FOLDERS, LABEL_FOLDER):
             (out / name).mkdir()
-        first, *rest = plan([frames + 1, 0, 0], DEFAULT_MIX, 0)
-        write_frame(first, 0, size, True, 1.0, out)
+        options = {"seed": 0, "size": size, "misaligned": True, "brightness": 1.0, "out": out}
+        write_frame(first, **options)
         started = time.perf_counter()
-        for frame in rest:
-            write_frame(frame, 0, size, True, 1.0, out)
+        for frame in frames:
+            write_frame(frame, **options)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"frames": frames, "frames_per_second": round(frames / seconds, 2), "peak_memory_MiB": round(peak)}
+    return {
+        "frames": len(frames),
+        "frames_per_second": round(len(frames) / seconds, 2),
+        "peak_memory_MiB": round(peak),
+    }
+
+
+def measure_in_new_process(size: tuple[int, int]) -> dict[str, float]:
+    """The result of `measure_speed` in a process of its own."""
+    code = f"import json, benchmarks.simulator as b; print(json.dumps(b.measure_speed({size})))"
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE)
+    return json.loads(process.stdout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    args = parser.parse_args()
+    options = parser.parse_args()
     figures = {}
-    for size, aim in SIZES.items():
-        code = f"import json, simulator; print(json.dumps(simulator.measure({size}, {FRAMES[size]})))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True,
-                              stdout=subprocess.PIPE)
+    for size, aim in AIMS.items():
+        figure = {**measure_in_new_process(size), "aim": aim}
         name = f"{size[0]}x{size[1]}"
-        figures[name] = {**json.loads(done.stdout), "aim": aim}
-        print(f"{name:>9}: {figures[name]['frames_per_second']:6.2f} frames/s on one core (aim {aim:g}), "
-              f"{figures[name]['peak_memory_MiB']} MiB")
-    from utils import save_json, versions  # not above: a process starts with its parent's peak, and this brings torch
+        print(
+            f"{name:>9}: {figure['frames_per_second']:6.2f} frames/s on one core (aim {aim:g}), "
+            f"{figure['peak_memory_MiB']} MiB"
+        )
+        figures[name] = figure
+    if options.json:
+        # A process inherits the peak memory of the one that starts it, and this imports torch.
+        from cmkd.runtime.hardware import versions
 
-    if args.json:
-        save_json({"figures": figures, "versions": versions()}, args.json)
+        save_json({"figures": figures, "versions": versions()}, options.json)
 
 
 if __name__ == "__main__":

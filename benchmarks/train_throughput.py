@@ -1,12 +1,13 @@
-"""Images per second in training: ours against the published way, in turns, for each of the four scripts.
+"""Images per second in training: ours against the published way, for each of the four scripts.
 
     python -m benchmarks.train_throughput --json runs/bench/train_throughput.json
 
-Ours is what each train script hands to `engine.fit` (run with `--cache ram` and otherwise its defaults), trained by
-`engine.train_one_epoch`. The published way is reference.py. Each side is a process of its own; they work in turns on
-the same simulated frames, the other one waiting, and the first turn does not count. Then ours is taken apart: where a
-step's time goes, its floating-point operations (torch.utils.flop_counter), and what share they are of those that this
-machine does in products of large bfloat16 matrices.
+Ours is what each train script hands to `engine.fit` (run with `--cache ram`, otherwise with its
+defaults), trained by `engine.train_one_epoch`. The published way is reference.py. Each side is a
+process of its own; they work in turns on the same simulated frames while the other one waits, and
+the first turn does not count. Then ours is measured by part: where a step's time goes, its
+floating-point operations (torch.utils.flop_counter), and their share of what this machine computes
+in products of large bfloat16 matrices.
 """
 
 import argparse
@@ -32,24 +33,31 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import engine
-from benchmarks.measure import Side, peak_flops, report, simulate, table, timed
+from benchmarks.measure import Side, peak_flops, simulate, timed
 from benchmarks.reference import PlainDetector, PlainTraining
+from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime import hardware
+from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.failures import StopRequest
 from dataset import SeeingThroughFog, make_loader
 from models import Detector, build_discriminators
 from train_cmkd_adv import domain_bce
 from train_cmkd_mse import feature_mse
-from utils import OneLineParser, at_least, device
+from utils import device
 
 METHODS = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")
-AIMS = {"cpu": {"baseline": 1.8, "cmkd_mse": 2.5, "cmkd_adv": 2.5}, "cuda": {"cmkd_mse": 5.0, "cmkd_adv": 5.0}}
+AIMS = {
+    "cpu": {"baseline": 1.8, "cmkd_mse": 2.5, "cmkd_adv": 2.5},
+    "cuda": {"cmkd_mse": 5.0, "cmkd_adv": 5.0},
+}
 PARTS = ("data", "transfer", "teacher", "forward", "backward", "optimizer", "other")
 
 
 def save_starting_weights(channels: int, args: argparse.Namespace, file: Path) -> None:
-    """Random weights with a frozen norm, as the published start has one. What each block adds is scaled down: untrained
-    and without a norm that learns, activations would double from block to block."""
+    """Random weights with a frozen norm, as the published start has one.
+
+    The last norm of each block is scaled down: activations would double from block to block.
+    """
     state = Detector(channels, 2, args.backbone, "frozen").state_dict()
     last_norm = "bn2.weight" if args.backbone in ("resnet18", "resnet34") else "bn3.weight"
     for name in state:
@@ -65,26 +73,55 @@ class Ours:
         hardware.prepare()
         script = importlib.import_module(f"train_{method}")
         channels = 6 if method == "teacher" else 3
-        sys.argv = [f"train_{method}.py", *map(str, [
-            "--data", folder / "data", "--init", folder / f"{channels}.pth", "--stem", "inflate", "--backbone",
-            args.backbone, "--min-size", args.min_size, "--batch-size", args.batch_size, "--device", args.device,
-            "--lr", 1e-5, "--cache", "ram", *(["--teacher", folder / "6.pth"] if "cmkd" in method else []), *options])]
+        start = ["--init", folder / f"{channels}.pth", "--stem", "inflate", "--lr", 1e-5]
+        if "cmkd" in method:
+            start += ["--teacher", folder / "6.pth"]
+        data = ["--data", folder / "data", "--cache", "ram", "--batch-size", args.batch_size]
+        network = [
+            "--backbone",
+            args.backbone,
+            "--min-size",
+            args.min_size,
+            "--device",
+            args.device,
+        ]
+        sys.argv = [script.__file__, *map(str, [*data, *network, *start, *options])]
         with patch.object(script, "fit", self.take), contextlib.redirect_stdout(None):
             script.main()
 
-    def take(self, model: nn.Module, compute_losses: Callable, optimizer: torch.optim.Optimizer, loader: DataLoader,
-             _: DataLoader, *, arguments: dict[str, Any], also_trained: nn.Module | None = None, **__: Any) -> None:
+    def take(
+        self,
+        model: nn.Module,
+        compute_losses: Callable,
+        optimizer: torch.optim.Optimizer,
+        loader: DataLoader,
+        _: DataLoader,
+        *,
+        arguments: dict[str, Any],
+        also_trained: nn.Module | None = None,
+        **__: Any,
+    ) -> None:
         """Stands in for `engine.fit`."""
-        self.trained = nn.ModuleDict({"model": model, "also_trained": also_trained or nn.Identity()})
-        self.compute_losses, self.optimizer, self.loader, self.arguments = compute_losses, optimizer, loader, arguments
-
+        parts = {"model": model, "also_trained": also_trained or nn.Identity()}
+        self.trained = nn.ModuleDict(parts)
+        self.compute_losses, self.optimizer, self.loader = compute_losses, optimizer, loader
+        self.options = engine.Options.of(arguments)
         self.teacher = inspect.getclosurevars(compute_losses).nonlocals.get("teacher")
 
     def turn(self) -> None:
         """An epoch."""
-        state = {"epoch": 1, "iteration": 0, "skipped": {}, "under_way": None}
-        engine.train_one_epoch(self.trained, self.compute_losses, self.optimizer, self.loader, state, self.arguments,
-                               Path(), StopRequest(), lambda: None)
+        progress = engine.Progress(epoch=1)
+        engine.begin_epoch(self.loader, progress, self.options.seed, [])
+        engine.train_one_epoch(
+            self.trained,
+            self.compute_losses,
+            self.optimizer,
+            self.loader,
+            progress,
+            self.options,
+            StopRequest(),
+            lambda: None,
+        )
 
     def operations(self) -> int:
         """Floating-point operations of an epoch."""
@@ -92,8 +129,8 @@ class Ours:
             self.turn()
         return counter.get_total_flops()
 
-    def apart(self) -> dict[str, float]:
-        """Seconds of an epoch by part; the device is waited for before and after each."""
+    def seconds_by_part(self) -> dict[str, float]:
+        """Seconds of an epoch by part; the GPU is synchronised before and after each."""
         spent: dict[str, float] = defaultdict(float)
 
         def clocked(part: str, function: Callable) -> Callable:
@@ -104,19 +141,24 @@ class Ours:
 
             return call
 
-        @contextlib.contextmanager
-        def clocked_loading(_: DataLoader) -> Iterator[None]:
-            started = time.perf_counter()
-            yield
-            spent["data"] += time.perf_counter() - started
+        def clocked_fetch(loader: DataLoader) -> Iterator[Any]:
+            batches = iter(loader)
+            for _ in range(len(loader)):
+                started = time.perf_counter()
+                batch = next(batches)
+                spent["data"] += time.perf_counter() - started
+                yield batch
 
         if self.teacher:
             self.teacher.features = clocked("teacher", self.teacher.features)
-        with patch.object(engine, "to_device", clocked("transfer", engine.to_device)), \
-                patch.object(engine, "naming_dead_workers", clocked_loading), \
-                patch.object(engine, "step_where_finite", clocked("optimizer", engine.step_where_finite)), \
-                patch.object(Tensor, "backward", clocked("backward", Tensor.backward)), \
-                patch.object(self, "compute_losses", clocked("forward", self.compute_losses)):
+        step = clocked("optimizer", engine.step_if_finite)
+        with (
+            patch.object(engine, "to_device", clocked("transfer", engine.to_device)),
+            patch.object(engine, "fetch", clocked_fetch),
+            patch.object(engine, "step_if_finite", step),
+            patch.object(Tensor, "backward", clocked("backward", Tensor.backward)),
+            patch.object(self, "compute_losses", clocked("forward", self.compute_losses)),
+        ):
             whole, _ = timed(self.turn)
         spent["forward"] -= spent["teacher"]
         return {**spent, "other": whole - sum(spent.values())}
@@ -126,22 +168,27 @@ class Published:
     """The same training as published."""
 
     def __init__(self, method: str, args: argparse.Namespace, folder: Path) -> None:
-        modality, channels = ("rgb", 3) if method == "baseline" else ("rgb+gated", 6 if method == "teacher" else 3)
+        modality = "rgb" if method == "baseline" else "rgb+gated"
         dataset = SeeingThroughFog(folder / "data", "train_night", modality)
-        self.loader = make_loader(dataset, args.batch_size, hardware.loader_processes(), shuffle=True)
-        detector, teacher = (PlainDetector(number, args.backbone, min_size=args.min_size) for number in (channels, 6))
-        for network, number in ((detector, channels), (teacher, 6)):
-            network.load_state_dict(torch.load(folder / f"{number}.pth", weights_only=True))
-            network.to(args.device)
-        discriminators = build_discriminators().to(args.device)
-        self.training = {
-            "teacher": lambda: PlainTraining(detector, 1e-5),
-            "baseline": lambda: PlainTraining(detector, 1e-5),
-            "cmkd_mse": lambda: PlainTraining(detector, 1e-5, teacher, "kd_mse",
-                                              lambda student, taught: 0.5 * feature_mse(student, taught)),
-            "cmkd_adv": lambda: PlainTraining(detector, 1e-5, teacher, "kd_adv",
-                                              partial(domain_bce, discriminators, weight=0.3), discriminators),
-        }[method]()
+        workers = hardware.loader_processes()
+        self.loader = make_loader(dataset, args.batch_size, workers, shuffle=True)
+
+        def network(channels: int) -> PlainDetector:
+            detector = PlainDetector(channels, args.backbone, min_size=args.min_size)
+            file = folder / f"{channels}.pth"
+            detector.load_state_dict(torch.load(file, weights_only=True))
+            return detector.to(args.device)
+
+        detector = network(6 if method == "teacher" else 3)
+        if method in ("teacher", "baseline"):
+            self.training = PlainTraining(detector, 1e-5)
+        elif method == "cmkd_mse":
+            loss = partial(weighted_mse, weight=0.5)
+            self.training = PlainTraining(detector, 1e-5, network(6), "kd_mse", loss)
+        else:
+            adversary = build_discriminators().to(args.device)
+            loss = partial(domain_bce, adversary, weight=0.3)
+            self.training = PlainTraining(detector, 1e-5, network(6), "kd_adv", loss, adversary)
 
     def turn(self) -> None:
         """An epoch."""
@@ -149,68 +196,129 @@ class Published:
             self.training.step(images, targets)
 
 
-def compare(method: str, args: argparse.Namespace, folder: Path, bar: tqdm) -> dict[str, Any]:
-    """Both sides in turns: rates in images per second, memory in bytes, and ours taken apart."""
+def weighted_mse(student: dict[str, Tensor], teacher: dict[str, Tensor], weight: float) -> Tensor:
+    """CMKD-MSE's loss as it enters the sum."""
+    return weight * feature_mse(student, teacher)
+
+
+def measure_method(
+    method: str, args: argparse.Namespace, folder: Path, bar: tqdm
+) -> dict[str, Any]:
+    """Both sides in turns: rates in images per second, memory in bytes, and ours by part."""
     frames = args.batch_size * args.steps
-    sides = {"published": Side(partial(Published, method, args, folder)),
-             "ours": Side(partial(Ours, method, args, folder, *(["--compile"] if args.compile else [])))}
+    options = ["--compile"] if args.compile else []
+    sides = {
+        "published": Side(partial(Published, method, args, folder)),
+        "ours": Side(partial(Ours, method, args, folder, *options)),
+    }
     seconds_of = {name: [] for name in sides}
     for _ in range(1 + args.turns):
         for name, side in sides.items():
             seconds_of[name].append(side.ask("turn")[0])
             bar.update()
-    (_, apart), (_, operations) = sides["ours"].ask("apart"), sides["ours"].ask("operations")
+    _, by_part = sides["ours"].ask("seconds_by_part")
+    _, operations = sides["ours"].ask("operations")
     memory = {name: side.end() for name, side in sides.items()}
     rates = {name: [frames / one for one in values[1:]] for name, values in seconds_of.items()}
     median = {name: statistics.median(values) for name, values in rates.items()}
-    return {"rates": rates, "images_per_second": median, "ratio": median["ours"] / median["published"],
-            "aim": AIMS[args.device.type].get(method), "flop_per_image": operations / frames,
-            "peak_memory_bytes": memory, "seconds_per_image": {part: apart.get(part, 0) / frames for part in PARTS}}
+    return {
+        "rates": rates,
+        "images_per_second": median,
+        "ratio": median["ours"] / median["published"],
+        "aim": AIMS[args.device.type].get(method),
+        "flop_per_image": operations / frames,
+        "peak_memory_bytes": memory,
+        "seconds_per_image": {part: by_part.get(part, 0) / frames for part in PARTS},
+    }
 
 
-def tables(results: dict[str, dict[str, Any]], ceiling: float) -> str:
+HEADING = [
+    "training",
+    "published, img/s",
+    "ours, img/s",
+    "ratio",
+    "aim",
+    "GFLOP an image",
+    "share of the ceiling",
+    "published, GiB",
+    "ours, GiB",
+]
+
+
+def throughput_tables(results: dict[str, dict[str, Any]], ceiling: float) -> str:
     """Markdown: rates, and the time of ours by part."""
-    rates = []
+    rates, times = [HEADING], [["training", *PARTS]]
     for method, result in results.items():
         rate, memory = result["images_per_second"], result["peak_memory_bytes"]
         share = result["flop_per_image"] * rate["ours"] / ceiling
-        rates.append([method, f"{rate['published']:.3g}", f"{rate['ours']:.3g}", f"{result['ratio']:.1f}",
-                      result["aim"] or "-", f"{result['flop_per_image'] / 1e9:.0f}", f"{share:.0%}",
-                      *(f"{memory[name] / 2**30:.1f}" for name in ("published", "ours"))])
-    times = [[method, *(f"{1000 * result['seconds_per_image'][part]:.0f}" for part in PARTS)]
-             for method, result in results.items()]
-    return "\n\n".join([
-        table(["training", "published, img/s", "ours, img/s", "ratio", "aim", "GFLOP an image", "share of the ceiling",
-               "published, GiB", "ours, GiB"], rates),
-        f"Ceiling: {ceiling / 1e12:.2f} TFLOP/s in bfloat16. Ours, milliseconds an image:",
-        table(["training", *PARTS], times)])
+        rates.append(
+            [
+                method,
+                f"{rate['published']:.3g}",
+                f"{rate['ours']:.3g}",
+                f"{result['ratio']:.1f}",
+                str(result["aim"] or "-"),
+                f"{result['flop_per_image'] / 1e9:.0f}",
+                f"{share:.0%}",
+                f"{memory['published'] / 2**30:.1f}",
+                f"{memory['ours'] / 2**30:.1f}",
+            ]
+        )
+        seconds = result["seconds_per_image"]
+        times.append([method, *(f"{1000 * seconds[part]:.0f}" for part in PARTS)])
+    title = f"Ceiling: {ceiling / 1e12:.2f} TFLOP/s in bfloat16. Ours, milliseconds an image:"
+    return "\n\n".join([markdown_table(rates), title, markdown_table(times)])
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all four")
+    parser = OneLineParser(__doc__)
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all four"
+    )
     parser.add_argument("--backbone", default="resnet50", help="default: resnet50")
     parser.add_argument("--min-size", type=at_least(1), default=500, help="default: 500")
     parser.add_argument("--batch-size", type=at_least(1), default=4, help="default: 4")
     parser.add_argument("--steps", type=at_least(1), default=1, help="steps in a turn (default: 1)")
-    parser.add_argument("--turns", type=at_least(1), default=3, help="turns that count; their median does (default: 3)")
+    parser.add_argument(
+        "--turns",
+        type=at_least(1),
+        default=3,
+        help="turns that count; their median does (default: 3)",
+    )
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
-    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the tables beside them")
+    parser.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures, and the tables beside them"
+    )
     args = parser.parse_args()
     ceiling = peak_flops(args.device, torch.bfloat16)
     results = {}
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(args.methods) * 2 * (1 + args.turns), unit="turn",
-                                                       disable=None) as bar:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=len(args.methods) * 2 * (1 + args.turns), unit="turn", disable=None) as bar,
+    ):
         simulate(Path(folder) / "data", args.batch_size * args.steps)
         for channels in (3, 6):
             save_starting_weights(channels, args, Path(folder) / f"{channels}.pth")
         for method in args.methods:
             bar.set_description(method)
-            results[method] = compare(method, args, Path(folder), bar)
-    figures = {name: getattr(args, name) for name in ("backbone", "min_size", "batch_size", "steps", "compile")}
-    report(tables(results, ceiling), {"results": results, "ceiling_flops": ceiling, **figures,
-                                      "threads": os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())}, args.json)
+            results[method] = measure_method(method, args, Path(folder), bar)
+    figures = {
+        name: getattr(args, name)
+        for name in ("backbone", "min_size", "batch_size", "steps", "compile")
+    }
+    print_and_save(
+        throughput_tables(results, ceiling),
+        {
+            "results": results,
+            "ceiling_flops": ceiling,
+            **figures,
+            "threads": os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()),
+        },
+        args.json,
+    )
 
 
 if __name__ == "__main__":

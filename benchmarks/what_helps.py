@@ -1,9 +1,10 @@
-"""What each measure gives: a CMKD-MSE step with all of them, in turns with a step without one, or with one more.
+"""What each optimisation gives: a CMKD-MSE step with all of them, against one without, in turns.
 
     python -m benchmarks.what_helps --json runs/bench/what_helps.json
 
-The training is that of train_throughput.py at the published size, batch 4. Two processes work in turns, the other one
-waiting; the first turn does not count. A ratio above 1 says that the measure pays.
+The training is that of train_throughput.py at the published size, batch 4. Optimisations that are
+not used by default are added instead. Two processes work in turns, while the other one waits; the
+first turn does not count. A ratio above 1 says that the optimisation pays.
 """
 
 import argparse
@@ -21,14 +22,16 @@ from torchvision.ops import FrozenBatchNorm2d
 from tqdm import tqdm
 
 import train_cmkd_mse
-from benchmarks.measure import Side, report, simulate, table
+from benchmarks.measure import Side, simulate, take_turns
 from benchmarks.train_throughput import Ours, save_starting_weights
+from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime import hardware
+from cmkd.runtime.command_line import OneLineParser, at_least
 from models import LEVELS, FrozenNorm
-from utils import OneLineParser, at_least, device
+from utils import device
 
-# Name -> (options of the train script, whether the name is left out rather than added).
-MEASURES = {
+# Name -> (options of the train script that switch it, whether it is used by default).
+OPTIMISATIONS = {
     "bfloat16": (["--no-amp"], True),
     "channels_last": ([], True),
     "memory that stays with the process": ([], True),
@@ -42,32 +45,34 @@ MEASURES = {
 }
 
 
-class Variant(Ours):
-    """Ours without a measure, or with one more."""
+class OursChanged(Ours):
+    """Ours without one optimisation, or with one more."""
 
-    def __init__(self, measure: str, args: argparse.Namespace, folder: Path) -> None:
-        if measure == "memory that stays with the process":
+    def __init__(self, name: str, args: argparse.Namespace, folder: Path) -> None:
+        if name == "memory that stays with the process":
             hardware.prepare = lambda: None
-        if measure == "frozen norm in one kernel":
+        if name == "frozen norm in one kernel":
             FrozenNorm.forward = FrozenBatchNorm2d.forward
-        plain_sgd = (lambda *given, fused, **named: SGD(*given, **named)) if measure == "fused SGD" else SGD
-        with patch.object(train_cmkd_mse, "SGD", plain_sgd):
-            super().__init__("cmkd_mse", args, folder, *MEASURES[measure][0])
+        sgd = plain_sgd if name == "fused SGD" else SGD
+        with patch.object(train_cmkd_mse, "SGD", sgd):
+            super().__init__("cmkd_mse", args, folder, *OPTIMISATIONS[name][0])
         networks = (self.trained["model"], self.teacher)
-        if measure == "channels_last":
+        if name == "channels_last":
             for network in networks:
                 network.to(memory_format=torch.contiguous_format)
-        if measure == "maps for RoIAlign in one copy":
+        if name == "maps for RoIAlign in one copy":
             for network in networks:
                 network.roi_heads._forward_pre_hooks.clear()
-        if measure == "a teacher of features only":
-            self.teacher.backbone.register_forward_hook(lambda _, __, features: vars(self).update(pyramid=features))
+        if name == "a teacher of features only":
+            self.teacher.backbone.register_forward_hook(
+                lambda _, __, features: vars(self).update(pyramid=features)
+            )
             self.teacher.features = self.whole_teacher
-        if measure == "inference mode for the teacher":
+        if name == "inference mode for the teacher":
             self.features, self.teacher.features = self.teacher.features, self.copied_features
 
     def whole_teacher(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """The features, of a detector that also detects."""
+        """The features from a detector that also detects."""
         self.teacher(images)
         return {level: self.pyramid[level] for level in LEVELS}
 
@@ -78,42 +83,65 @@ class Variant(Ours):
         return {level: maps.clone() for level, maps in features.items()}
 
 
-def compare(measure: str, args: argparse.Namespace, folder: Path, bar: tqdm) -> dict[str, Any]:
-    """Seconds of both sides, and how many times as fast the measure makes a step."""
-    sides = {"usual": Side(partial(Ours, "cmkd_mse", args, folder)),
-             "other": Side(partial(Variant, measure, args, folder))}
-    seconds_of = {name: [] for name in sides}
-    for turn in range(1 + args.turns):
-        for name, side in sides.items():
-            taken, _ = side.ask("turn")
-            seconds_of[name] += [taken] if turn else []
-            bar.update()
+def plain_sgd(*given: Any, fused: bool, **named: Any) -> SGD:
+    """SGD as by default: not fused."""
+    return SGD(*given, **named)
+
+
+def time_optimisation(
+    name: str, args: argparse.Namespace, folder: Path, bar: tqdm
+) -> dict[str, Any]:
+    """Seconds of both sides, and how many times as fast the optimisation makes a step."""
+    sides = {
+        "usual": Side(partial(Ours, "cmkd_mse", args, folder)),
+        "other": Side(partial(OursChanged, name, args, folder)),
+    }
+    seconds_of, _ = take_turns(sides, args.turns, bar)
     for side in sides.values():
         side.end()
-    usual, other = (statistics.median(seconds_of[name]) for name in ("usual", "other"))
-    return {"seconds": seconds_of, "ratio": other / usual if MEASURES[measure][1] else usual / other}
+    usual, other = (statistics.median(seconds) for seconds in seconds_of.values())
+    _, by_default = OPTIMISATIONS[name]
+    return {"seconds": seconds_of, "ratio": other / usual if by_default else usual / other}
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="default: all")
-    parser.add_argument("--turns", type=at_least(1), default=2, help="turns that count; their median does (default: 2)")
-    parser.add_argument("--device", type=device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
+    parser = OneLineParser(__doc__)
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        choices=OPTIMISATIONS,
+        default=list(OPTIMISATIONS),
+        help="default: all",
+    )
+    parser.add_argument(
+        "--turns", type=at_least(1), default=2, help="turns; their median counts (default: 2)"
+    )
+    parser.add_argument(
+        "--device",
+        type=device,
+        default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the numbers, and the table beside them"
+    )
     args = parser.parse_args()
     args.backbone, args.min_size, args.batch_size = "resnet50", 500, 4
     results = {}
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(args.measures) * 2 * (1 + args.turns), unit="turn",
-                                                       disable=None) as bar:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=len(args.measures) * 2 * (1 + args.turns), unit="turn", disable=None) as bar,
+    ):
         simulate(Path(folder) / "data", args.batch_size)
         for channels in (3, 6):
             save_starting_weights(channels, args, Path(folder) / f"{channels}.pth")
-        for measure in args.measures:
-            bar.set_description(measure)
-            results[measure] = compare(measure, args, Path(folder), bar)
-    rows = [[measure, "yes" if MEASURES[measure][1] else "no", f"{result['ratio']:.2f}"]
-            for measure, result in results.items()]
-    report(table(["measure", "used by default", "times as fast with it"], rows), {"results": results}, args.json)
+        for name in args.measures:
+            bar.set_description(name)
+            results[name] = time_optimisation(name, args, Path(folder), bar)
+    rows = [["measure", "used by default", "times as fast with it"]]
+    for name, result in results.items():
+        _, by_default = OPTIMISATIONS[name]
+        rows.append([name, "yes" if by_default else "no", f"{result['ratio']:.2f}"])
+    print_and_save(markdown_table(rows), {"results": results}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Shared by the tests: a folder of frames made by hand, a simulated set, and scripts run as a user runs them."""
+"""Shared by the tests: frames made by hand, a simulated set, scripts run as a user runs them."""
 
 import contextlib
 import io
+import json
 import os
 import runpy
 import shutil
@@ -18,9 +19,25 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 True True -1 -1"
-NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv", "cmkd_plus")  # train_<name>.py; the students need the teacher
-TINY = ["--backbone", "resnet18", "--init", "none", "--min-size", "64", "--rois", "16", "--proposals", "50",
-        "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")  # of train scripts
+TINY = [
+    "--backbone",
+    "resnet18",
+    "--init",
+    "none",
+    "--min-size",
+    "64",
+    "--rois",
+    "16",
+    "--proposals",
+    "50",
+    "--batch-size",
+    "2",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+]
 
 
 def label_line(kind="Pedestrian", box=(100, 100, 200, 400)):
@@ -29,7 +46,7 @@ def label_line(kind="Pedestrian", box=(100, 100, 200, 400)):
 
 
 def write_frame(root, name, size=(160, 96), labels=""):
-    """A frame of the prepared layout whose four pictures differ from each other and from pixel to pixel."""
+    """A frame of the prepared layout; its four images differ, and so do their pixels."""
     width, height = size
     ramp = np.add.outer(np.arange(height), np.arange(width)) % 200
     for index, folder in enumerate(("images", "gated0", "gated1", "gated2")):
@@ -43,29 +60,59 @@ def write_frame(root, name, size=(160, 96), labels=""):
 
 
 def run_script(script, *arguments, expect=0):
-    """Run a script of the repository and return the finished process; its exit code must be `expect`.
+    """Run a script of the repository; its exit code must be `expect`.
 
-    Most scripts run in this process, as a new one takes three seconds to import torch: the file itself, as `__main__`,
-    with these arguments and with its output caught.
+    Most scripts run in this process, because a new one takes three seconds to import torch: the
+    file itself, as `__main__`, with these arguments, and its output is caught.
     """
     command = [str(ROOT / script), *map(str, arguments)]
-    if str(script).startswith(("train_", "test.py", "visualize.py")):
+    if str(script).startswith(("train_", "test.py", "visualize.py", "export.py")):
         done = run_here(command)
     else:
-        if "/" in str(script):  # of a package: its modules are run by their dotted name
+        if (
+            "/" in str(script) and not Path(script).is_absolute()
+        ):  # of a package: its modules are run by their dotted name
             command[:1] = ["-m", str(Path(script).with_suffix("")).replace("/", ".")]
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, cwd=ROOT,
-                              env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=ROOT,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def train(name, data, home, options="", *more, expect=0):
+    """Run a train script with a tiny network; weights go to `home`, log and state to `home/run`.
+
+    Of options that occur twice the last counts.
+    """
+    places = ["--data", data, "--out", home, "--run-dir", home / "run"]
+    return run_script(f"train_{name}.py", *places, *TINY, *options.split(), *more, expect=expect)
+
+
+def epochs_of(run_dir):
+    """The records of epochs in a run's log, without the times, which differ from run to run."""
+    records = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in record.items() if not key.endswith("seconds")}
+        for record in records
+        if "epoch" in record
+    ]
 
 
 def run_here(command):
     before, output, errors, code = sys.argv, io.StringIO(), io.StringIO(), 0
     sys.argv = command
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), \
-                patch.object(torch.cuda, "is_available", return_value=False):
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+            patch.object(torch.cuda, "is_available", return_value=False),
+        ):
             runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
         code = end.code or 0
@@ -93,7 +140,7 @@ def _same_random_numbers():
 
 @pytest.fixture
 def frames(tmp_path):
-    """Two hand-made frames, one with a person and one with nobody, in list `train_night` and `val_night`."""
+    """Two frames made by hand, one with a person, in the lists `train_night` and `val_night`."""
     write_frame(tmp_path, "a", labels=label_line())
     write_frame(tmp_path, "b")
     for name in ("train_night", "val_night"):
@@ -105,28 +152,32 @@ def frames(tmp_path):
 def synthetic(tmp_path_factory) -> Path:
     """A simulated set of a few small frames, made by the real script."""
     root = tmp_path_factory.mktemp("synthetic") / "data"
-    run_script("make_synthetic.py", "--out", root, "--frames", 6, 4, 4, "--size", "160x96", "--workers", 2,
-               "--seed", 1)
+    options = "--frames 6 4 4 --size 160x96 --workers 2 --seed 1"
+    run_script("make_synthetic.py", "--out", root, *options.split())
     return root
 
 
 @pytest.fixture(scope="session")
 def trained(synthetic, tmp_path_factory) -> Path:
-    """A folder with weights/ and runs/ of all train scripts, each trained for three steps: the teacher first."""
+    """weights/ and runs/ of all train scripts, each trained for three steps, the teacher first."""
     home = tmp_path_factory.mktemp("trained")
     for name in NAMES:
-        teacher = ["--teacher", home / "weights/teacher.pth"] if name.startswith("cmkd") else []
-        done = run_script(f"train_{name}.py", "--data", synthetic, "--out", home / "weights", "--run-dir",
-                          home / "runs" / name, "--max-iterations", 3, "--amp" if name == "baseline" else "--no-amp",
-                          *TINY, *teacher)
+        options = ["--out", home / "weights", "--run-dir", home / "runs" / name]
+        if name.startswith("cmkd"):
+            options += ["--teacher", home / "weights/teacher.pth"]
+        precision = "--amp" if name == "baseline" else "--no-amp"
+        done = train(name, synthetic, home, f"--max-iterations 3 {precision}", *options)
         (home / f"{name}.out").write_text(done.stdout)
-        (home / "runs" / name / "previous.pth").unlink()  # no test reads it, and it would stay until all are over
+        # No test reads it, and it would stay on the disk until all tests are over.
+        (home / "runs" / name / "previous.pth").unlink()
     return home
 
 
 @pytest.fixture
 def copy_of(tmp_path):
     """Copy a folder into the test's own, where it may be damaged."""
+
     def copy(folder):
         return Path(shutil.copytree(folder, tmp_path / "copy"))
+
     return copy

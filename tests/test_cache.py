@@ -1,16 +1,16 @@
-"""Frames kept at training size: the same pixels, whatever is stored, damaged or changed."""
+"""The cache of frames at training size: the same pixels, whatever is stored or damaged."""
 
 import json
 
 import pytest
 import torch
-from conftest import TINY, label_line, run_script, write_frame
+from conftest import label_line, train, write_frame
 from PIL import Image
 
 from cmkd.frames.cache import resize, training_size
+from cmkd.runtime.files import UserError
 from dataset import SeeingThroughFog, make_loader
 from models import Detector
-from utils import UserError
 
 
 def cached(root, kind="disk", min_size=64, flip=False):
@@ -39,8 +39,10 @@ def test_at_training_size_nothing_changes(frames):
         assert all(torch.equal(kept[index][0], plain[index][0]) for index in range(2))
 
 
-@pytest.mark.parametrize(("height", "width", "min_size", "max_size"),
-                         [(768, 1280, 500, 1333), (96, 160, 64, 1333), (480, 640, 128, 1333), (720, 1280, 600, 1000)])
+@pytest.mark.parametrize(
+    ("height", "width", "min_size", "max_size"),
+    [(768, 1280, 500, 1333), (96, 160, 64, 1333), (480, 640, 128, 1333), (720, 1280, 600, 1000)],
+)
 def test_the_resize_is_the_detectors_to_half_a_grey_level(height, width, min_size, max_size):
     transform = Detector(3, 2, "resnet18", min_size=min_size, max_size=max_size).train().transform
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
@@ -48,8 +50,8 @@ def test_the_resize_is_the_detectors_to_half_a_grey_level(height, width, min_siz
     small = resize(image, training_size(height, width, min_size, max_size))
     again, _ = transform([small / 255])
     assert batch.image_sizes == again.image_sizes == [tuple(small.shape[-2:])]
-    deviation = torch.tensor(transform.image_std)[:, None, None] * 255  # of one grey level after normalisation
-    assert ((batch.tensors - again.tensors)[0] * deviation).abs().max() < 0.51
+    grey_levels = torch.tensor(transform.image_std)[:, None, None] * 255  # per normalised unit
+    assert ((batch.tensors - again.tensors)[0] * grey_levels).abs().max() < 0.51
 
 
 def test_after_the_first_pass_nothing_is_decoded(frames, monkeypatch):
@@ -101,12 +103,16 @@ def test_what_cannot_be_kept(frames):
 
 def test_training_is_the_same_in_memory_and_on_disk(synthetic, tmp_path, copy_of):
     data = copy_of(synthetic)
+    names = (data / "train_night.txt").read_text().splitlines()
+    (data / "two.txt").write_text("\n".join(names[:2]))
+    lists = "--train-list two --val-list two --epochs 2"
+    weights = {}
     for kind, workers in (("ram", 0), ("disk", 2)):
-        done = run_script("train_teacher.py", "--data", data, *TINY, "--epochs", 2, "--cache", kind, "--workers",
-                          workers, "--out", tmp_path / kind, "--run-dir", tmp_path / kind / "run")
-        assert f"--cache {kind}: 6 frames in 0.00 GB" in done.stdout
-    ram, disk = (torch.load(tmp_path / kind / "run/last.pth", weights_only=True)["model"] for kind in ("ram", "disk"))
-    assert all(torch.equal(ram[name], disk[name]) for name in ram)
+        home = tmp_path / kind
+        done = train("teacher", data, home, f"{lists} --cache {kind} --workers {workers}")
+        assert f"--cache {kind}: 2 frames in 0.00 GB" in done.stdout
+        weights[kind] = torch.load(home / "run/last.pth", weights_only=True)["model"]
+        log = (home / "run/log.jsonl").read_text().splitlines()
+        assert json.loads(log[0])["arguments"]["cache"] == kind
+    assert all(torch.equal(weights["ram"][name], weights["disk"][name]) for name in weights["ram"])
     assert len(list((data / ".cache").iterdir())) == 1
-    log = [json.loads(line) for line in (tmp_path / "disk/run/log.jsonl").read_text().splitlines()]
-    assert log[0]["arguments"]["cache"] == "disk"

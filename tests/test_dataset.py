@@ -1,4 +1,4 @@
-"""The prepared layout on disk -> samples: values, coordinates, classes, and what is refused."""
+"""The prepared layout -> samples: values, coordinates, classes, and errors in the input."""
 
 import struct
 import zlib
@@ -9,11 +9,12 @@ import torch
 from conftest import label_line, write_frame
 from PIL import Image
 
-from cmkd.evaluation.metrics import coco_metrics, to_coco_results
+from cmkd.evaluation.metrics import coco_metrics
+from cmkd.evaluation.predict import to_coco_results
 from cmkd.frames.layout import condition_lists
 from cmkd.runtime import distributed
+from cmkd.runtime.files import UserError
 from dataset import SeeingThroughFog, TrainingBatches, make_loader
-from utils import UserError
 
 
 def test_six_channels_in_order(frames):
@@ -42,14 +43,18 @@ def test_label_space_is_scaled_to_the_stored_size(tmp_path, size):
     torch.testing.assert_close(target["boxes"], expected)
     torch.testing.assert_close(target["area"], torch.tensor([0.16 * width * height]))
     [annotation] = dataset.ground_truth()["annotations"]
-    assert annotation["bbox"] == pytest.approx([0.1 * width, 0.1 * height, 0.4 * width, 0.4 * height], rel=1e-6)
+    assert annotation["bbox"] == pytest.approx(
+        [0.1 * width, 0.1 * height, 0.4 * width, 0.4 * height], rel=1e-6
+    )
 
 
 def test_published_vertical_scale_at_768_rows(tmp_path):
     write_frame(tmp_path, "a", (1280, 768), label_line(box=(10, 300, 20, 600)))
     (tmp_path / "one.txt").write_text("a")
     boxes = SeeingThroughFog(tmp_path, "one")[0][1]["boxes"]
-    torch.testing.assert_close(boxes, torch.tensor([[10.0, 300 * 768 / 720, 20.0, 600 * 768 / 720]]))
+    torch.testing.assert_close(
+        boxes, torch.tensor([[10.0, 300 * 768 / 720, 20.0, 600 * 768 / 720]])
+    )
 
 
 def test_frame_without_a_box(frames):
@@ -60,23 +65,34 @@ def test_frame_without_a_box(frames):
 
 
 def test_degenerate_and_outlying_boxes(tmp_path):
-    lines = [label_line(box=box) for box in [(5, 5, 5, 50), (5, 5, 50, 5), (0, 0, 0, 0), (-64, -72, 128, 72),
-                                             (1300, 10, 1400, 20)]]
+    lines = [
+        label_line(box=box)
+        for box in [
+            (5, 5, 5, 50),
+            (5, 5, 50, 5),
+            (0, 0, 0, 0),
+            (-64, -72, 128, 72),
+            (1300, 10, 1400, 20),
+        ]
+    ]
     write_frame(tmp_path, "a", (1280, 720), "".join(lines) + "traffic light 0 0 -1\n")
     (tmp_path / "one.txt").write_text("a\n")
     boxes = SeeingThroughFog(tmp_path, "one")[0][1]["boxes"]
     assert boxes.tolist() == [[0, 0, 128, 72]]
 
 
-@pytest.mark.parametrize(("picture", "expected"), [
-    (np.full((96, 160), 77, np.uint8), 77),
-    (np.full((96, 160, 3), 77, np.uint8), 77),
-    (np.full((96, 160, 4), 77, np.uint8), 77),
-    (np.full((96, 160), 1023, np.uint16), 255),
-    (np.full((96, 160), 402, np.uint16), 100),
-])
-def test_slices_are_grey_however_stored(frames, picture, expected):
-    Image.fromarray(picture).save(frames / "gated1" / "a.png")
+@pytest.mark.parametrize(
+    ("slice_image", "expected"),
+    [
+        (np.full((96, 160), 77, np.uint8), 77),
+        (np.full((96, 160, 3), 77, np.uint8), 77),
+        (np.full((96, 160, 4), 77, np.uint8), 77),
+        (np.full((96, 160), 1023, np.uint16), 255),
+        (np.full((96, 160), 402, np.uint16), 100),
+    ],
+)
+def test_slices_are_grey_however_stored(frames, slice_image, expected):
+    Image.fromarray(slice_image).save(frames / "gated1" / "a.png")
     image, _ = SeeingThroughFog(frames, "train_night")[0]
     assert image[4].unique().tolist() == [expected]
     assert image[3, 0, 0] == 10
@@ -90,15 +106,22 @@ def test_16_bit_colour_slice(frames):
 
 
 def write_16_bit_colour_png(file, values):
-    """A minimal PNG (no filters), as Pillow cannot write 16-bit colour."""
+    """A minimal PNG (no filters), because Pillow cannot write 16-bit colour."""
+
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
-                     + chunk(b"IEND", b""))
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_jpg_and_official_list_form(tmp_path):
@@ -126,7 +149,7 @@ def test_classes(tmp_path):
     assert labels("Moose,PassengerCar") == [1, 1]
     assert labels("vru,Moose") == [1, 1, 1, 1]
     assert SeeingThroughFog(tmp_path, "one", classes=["vru", "Moose"]).num_classes == 3
-    assert SeeingThroughFog(tmp_path, "one", classes=["train"])[0][1]["labels"].tolist() == []  # official, absent
+    assert labels("train") == []  # official, but not in this folder
 
 
 def test_flip_mirrors_all_channels_and_boxes(tmp_path):
@@ -148,11 +171,15 @@ def test_flip_mirrors_all_channels_and_boxes(tmp_path):
     assert 3 < sum(was_flipped) < 17
     assert all(torch.equal(flipped[index][0], flipped[index][0]) for index in range(20))
     flipped.seed_flips(2)
-    assert was_flipped != [not torch.equal(plain[index][0], flipped[index][0]) for index in range(20)]
+    assert was_flipped != [
+        not torch.equal(plain[index][0], flipped[index][0]) for index in range(20)
+    ]
 
 
 def test_the_order_follows_from_the_seed(frames):
-    loader = make_loader(SeeingThroughFog(frames, "train_night"), batch_size=1, workers=0, shuffle=True)
+    loader = make_loader(
+        SeeingThroughFog(frames, "train_night"), batch_size=1, workers=0, shuffle=True
+    )
 
     def order(seed, frames_done=0):
         loader.batch_sampler.begin(seed, frames_done)
@@ -163,7 +190,9 @@ def test_the_order_follows_from_the_seed(frames):
     assert order(1, frames_done=1) == order(1)[1:]
 
 
-@pytest.mark.parametrize(("frames", "batch_size", "world"), [(10, 2, 1), (10, 2, 2), (11, 2, 2), (1, 2, 3), (9, 4, 2)])
+@pytest.mark.parametrize(
+    ("frames", "batch_size", "world"), [(10, 2, 1), (10, 2, 2), (11, 2, 2), (1, 2, 3), (9, 4, 2)]
+)
 def test_processes_share_every_batch(monkeypatch, frames, batch_size, world):
     monkeypatch.setattr(distributed, "world_size", lambda: world)
     parts = []
@@ -193,31 +222,58 @@ def test_in_evaluation_each_frame_is_read_once(frames, monkeypatch, world):
     assert sorted(names) == ["a", "b"]
 
 
-def replace_label(frames, text):
-    (frames / "gated_labels" / "a.txt").write_text(label_line() + text)
+def change(file, damage):
+    """A function that damages the content of one file in a folder."""
+    return lambda root: (root / file).write_bytes(damage((root / file).read_bytes()))
 
 
+def write(file, content):
+    """A function that replaces the content of one file in a folder."""
+    return change(file, lambda _: content)
+
+
+def remove(file):
+    """A function that removes one file of a folder."""
+    return lambda root: (root / file).unlink()
+
+
+def save(file, image, file_format=None):
+    """A function that replaces one image, an array, in a folder."""
+    return lambda root: Image.fromarray(image).save(root / file, file_format)
+
+
+def add_label(line):
+    """A function that adds a second line to the labels of frame a."""
+    return write("gated_labels/a.txt", (label_line() + line).encode())
+
+
+SLICE = np.zeros((96, 160), np.uint8)
 BAD_INPUT = {
-    "missing list": (lambda frames: (frames / "train_night.txt").unlink(), "train_night.txt is missing"),
-    "empty list": (lambda frames: (frames / "train_night.txt").write_text("\n \n"), "train_night.txt is empty"),
-    "binary list": (lambda frames: (frames / "train_night.txt").write_bytes(b"\xff\xfe\x00a"), "cannot be read as"),
-    "frame twice": (lambda frames: (frames / "train_night.txt").write_text("a\nb\na\n"), "train_night.txt:3: a stands"),
-    "leaving the folder": (lambda frames: (frames / "train_night.txt").write_text("a\n../b\n"), "train_night.txt:2: "),
-    "missing slice": (lambda frames: (frames / "gated1" / "b.png").unlink(), "train_night.txt:2: "),
-    "missing labels": (lambda frames: (frames / "gated_labels" / "b.txt").unlink(), "gated_labels/b.txt is missing"),
-    "truncated slice": (lambda frames: (frames / "gated2" / "a.png").write_bytes(
-        (frames / "gated2" / "a.png").read_bytes()[:90]), "gated2/a.png cannot be read"),
-    "empty picture": (lambda frames: (frames / "images" / "a.png").write_bytes(b""), "images/a.png cannot be read"),
-    "WebP named .png": (lambda frames: Image.open(frames / "gated0" / "a.png").save(
-        frames / "gated0" / "a.png", "WEBP"), "gated0/a.png cannot be read (not a whole PNG or JPEG)"),
-    "other size": (lambda frames: Image.new("L", (80, 48)).save(frames / "gated0" / "a.png"),
-                   "gated0/a.png is 80x48 but "),
-    "16-bit range": (lambda frames: Image.fromarray(np.full((96, 160), 4095, np.uint16)).save(
-        frames / "gated0" / "a.png"), "gated0/a.png has 16 bits and values up to 4095"),
-    "column count": (lambda frames: replace_label(frames, "Pedestrian 0 0 -1 1 2 3\n"), "a.txt:2: 7 columns"),
-    "no number": (lambda frames: replace_label(frames, label_line(box=("x", 1, 2, 3))), "a.txt:2: columns 5-8"),
-    "NaN box": (lambda frames: replace_label(frames, label_line(box=("nan", 1, 2, 3))), "a.txt:2: box nan"),
-    "swapped corners": (lambda frames: replace_label(frames, label_line(box=(9, 1, 2, 3))), "a.txt:2: box 9"),
+    "missing list": (remove("train_night.txt"), "train_night.txt is missing"),
+    "empty list": (write("train_night.txt", b"\n \n"), "train_night.txt is empty"),
+    "binary list": (write("train_night.txt", b"\xff\xfe\x00a"), "cannot be read as"),
+    "frame twice": (write("train_night.txt", b"a\nb\na\n"), "train_night.txt:3: a is in line 1"),
+    "leaving the folder": (write("train_night.txt", b"a\n../b\n"), "train_night.txt:2: "),
+    "missing slice": (remove("gated1/b.png"), "train_night.txt:2: "),
+    "missing labels": (remove("gated_labels/b.txt"), "gated_labels/b.txt is missing"),
+    "truncated slice": (
+        change("gated2/a.png", lambda content: content[:90]),
+        "gated2/a.png cannot be read",
+    ),
+    "empty image": (write("images/a.png", b""), "images/a.png cannot be read"),
+    "WebP named .png": (
+        save("gated0/a.png", SLICE, "WEBP"),
+        "gated0/a.png cannot be read (not a whole PNG or JPEG)",
+    ),
+    "other size": (save("gated0/a.png", SLICE[:48, :80]), "gated0/a.png is 80x48 but "),
+    "16-bit range": (
+        save("gated0/a.png", np.full((96, 160), 4095, np.uint16)),
+        "gated0/a.png has 16 bits and values up to 4095",
+    ),
+    "column count": (add_label("Pedestrian 0 0 -1 1 2 3\n"), "a.txt:2: 7 columns"),
+    "no number": (add_label(label_line(box=("x", 1, 2, 3))), "a.txt:2: columns 5-8"),
+    "NaN box": (add_label(label_line(box=("nan", 1, 2, 3))), "a.txt:2: box nan"),
+    "swapped corners": (add_label(label_line(box=(9, 1, 2, 3))), "a.txt:2: box 9"),
 }
 
 
@@ -232,14 +288,17 @@ def test_bad_input_is_named(frames, case):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("classes", "message"), [
-    (["Pedestrian", "Pedestrian"], "Pedestrian stands twice"),
-    (["vru", "Pedestrian"], "Pedestrian stands twice"),
-    (["Pedestrian,Pedestrian"], "Pedestrian stands twice"),
-    (["Pedestrian,,Obstacle"], "a name is empty"),
-    ([""], "a name is empty"),
-])
-def test_classes_that_cannot_be_meant(frames, classes, message):
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["Pedestrian", "Pedestrian"], "Pedestrian occurs twice"),
+        (["vru", "Pedestrian"], "Pedestrian occurs twice"),
+        (["Pedestrian,Pedestrian"], "Pedestrian occurs twice"),
+        (["Pedestrian,,Obstacle"], "a name is empty"),
+        ([""], "a name is empty"),
+    ],
+)
+def test_impossible_classes(frames, classes, message):
     with pytest.raises(UserError, match=f"^--classes .*{message}"):
         SeeingThroughFog(frames, "train_night", classes=classes)
 
@@ -257,13 +316,24 @@ def test_unknown_class(frames):
         SeeingThroughFog(frames, "train_night", classes=["Pedestrain"])
 
 
-IGNORE_LINES = (label_line(box=(0, 0, 64, 72)), label_line("Pedestrian_is_group", (640, 0, 1280, 360)),
-                label_line("DontCare", (0, 360, 640, 720)), label_line("PassengerCar", (10, 10, 600, 300)))
+IGNORE_LINES = (
+    label_line(box=(0, 0, 64, 72)),
+    label_line("Pedestrian_is_group", (640, 0, 1280, 360)),
+    label_line("DontCare", (0, 360, 640, 720)),
+    label_line("PassengerCar", (10, 10, 600, 300)),
+)
 
 
-@pytest.mark.parametrize(("ignore", "labels"), [
-    (None, [1, 1]), (["none"], [1, 1]), ([], [1, 0, 0]), (["DontCare"], [1, 1, 0]), (["PassengerCar"], [1, 1, 0]),
-])
+@pytest.mark.parametrize(
+    ("ignore", "labels"),
+    [
+        (None, [1, 1]),
+        (["none"], [1, 1]),
+        ([], [1, 0, 0]),
+        (["DontCare"], [1, 1, 0]),
+        (["PassengerCar"], [1, 1, 0]),
+    ],
+)
 def test_ignore_regions_come_last_with_label_0(tmp_path, ignore, labels):
     write_frame(tmp_path, "a", (1280, 720), "".join(IGNORE_LINES[::-1]))
     (tmp_path / "one.txt").write_text("a\n")
@@ -273,51 +343,77 @@ def test_ignore_regions_come_last_with_label_0(tmp_path, ignore, labels):
     assert target["iscrowd"].tolist() == [int(label == 0) for label in labels]
     if ignore == []:
         assert target["boxes"].tolist() == [[0, 0, 64, 72], [0, 360, 640, 720], [640, 0, 1280, 360]]
-    assert [one["iscrowd"] for one in dataset.ground_truth()["annotations"]] == target["iscrowd"].tolist()
+    assert [one["iscrowd"] for one in dataset.ground_truth()["annotations"]] == target[
+        "iscrowd"
+    ].tolist()
 
 
 def test_an_ignore_region_is_a_crowd_of_every_category(tmp_path):
     write_frame(tmp_path, "a", (1280, 720), IGNORE_LINES[2] + IGNORE_LINES[3])
     (tmp_path / "one.txt").write_text("a\n")
-    dataset = SeeingThroughFog(tmp_path, "one", classes=["Pedestrian", "PassengerCar"], ignore=["DontCare"])
+    dataset = SeeingThroughFog(
+        tmp_path, "one", classes=["Pedestrian", "PassengerCar"], ignore=["DontCare"]
+    )
     found = [(one["category_id"], one["iscrowd"]) for one in dataset.ground_truth()["annotations"]]
     assert found == [(2, 0), (1, 1), (2, 1)]
     assert dataset.has_boxes
-    assert not SeeingThroughFog(tmp_path, "one", classes=["Pedestrian"], ignore=["DontCare"]).has_boxes
+    assert not SeeingThroughFog(
+        tmp_path, "one", classes=["Pedestrian"], ignore=["DontCare"]
+    ).has_boxes
 
 
 def test_a_detection_on_an_ignore_region_costs_nothing(tmp_path):
     write_frame(tmp_path, "a", (1280, 720), IGNORE_LINES[0] + IGNORE_LINES[2])
     (tmp_path / "one.txt").write_text("a\n")
-    detections = [{"boxes": torch.tensor([[100.0, 400.0, 200.0, 600.0], [0.0, 0.0, 64.0, 72.0]]),
-                   "labels": torch.tensor([1, 1]), "scores": torch.tensor([0.9, 0.5])}]
+    detections = [
+        {
+            "boxes": torch.tensor([[100.0, 400.0, 200.0, 600.0], [0.0, 0.0, 64.0, 72.0]]),
+            "labels": torch.tensor([1, 1]),
+            "scores": torch.tensor([0.9, 0.5]),
+        }
+    ]
     for ignore, expected in ((None, 0.5), ([], 1.0)):
         dataset = SeeingThroughFog(tmp_path, "one", ignore=ignore)
         results = to_coco_results(detections, [dataset[0][1]])
         assert coco_metrics(dataset.ground_truth(), results)["AP"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("ignore", "message"), [
-    (["Pedestrian", "Pedestrian_is_group"], "leaves nothing of --classes Pedestrian,Pedestrian_is_group"),
-    (["Dontcare"], "--ignore: no label in .* is 'Dontcare'"),
-])
-def test_ignore_that_cannot_be_meant(frames, ignore, message):
+@pytest.mark.parametrize(
+    ("ignore", "message"),
+    [
+        (
+            ["Pedestrian", "Pedestrian_is_group"],
+            "leaves nothing of --classes Pedestrian,Pedestrian_is_group",
+        ),
+        (["Dontcare"], "--ignore: no label in .* is 'Dontcare'"),
+    ],
+)
+def test_impossible_ignore(frames, ignore, message):
     with pytest.raises(UserError, match=message):
         SeeingThroughFog(frames, "train_night", ignore=ignore)
 
 
 def test_distance_is_the_length_of_the_position(frames):
-    """Columns 11 to 13 in metres; -1000 in any of them says that it is not known."""
+    """Columns 11 to 13 are metres; -1000 in any of them means that it is unknown."""
     line = label_line()
     positions = ["3 4 12", "-1000 -1000 19.5", "-1000.00 -1000.00 -1000.00", "0 x 1", "0 0 0"]
-    (frames / "gated_labels/a.txt").write_text("".join(line.replace("-1000 -1000 -1000", position, 1)
-                                                       for position in positions))
+    (frames / "gated_labels/a.txt").write_text(
+        "".join(line.replace("-1000 -1000 -1000", position, 1) for position in positions)
+    )
     found = SeeingThroughFog(frames, "train_night", "rgb").ground_truth()["annotations"]
     assert [one["distance"] for one in found] == [13.0, None, None, None, 0.0]
 
 
 def test_lists_of_a_condition(tmp_path):
-    for name, members in {"val_night": "abc", "val_snow": "ab", "val_fog": "c", "val_day": "cd", "val_all": "abc",
-                          "test_snow": "a", "val_bad": "aa", "value": "a"}.items():
+    for name, members in {
+        "val_night": "abc",
+        "val_snow": "ab",
+        "val_fog": "c",
+        "val_day": "cd",
+        "val_all": "abc",
+        "test_snow": "a",
+        "val_bad": "aa",
+        "value": "a",
+    }.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(members))
     assert condition_lists(tmp_path, "val_night") == {"val_fog": ["c"], "val_snow": ["a", "b"]}

@@ -1,9 +1,10 @@
-"""The loop: schedule, early stop, best weights, resume, non-finite losses, and a teacher that does not move."""
+"""The loop: schedule, early stop, best weights, resume, non-finite losses, a fixed teacher."""
 
 import io
 import json
 import math
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from torch.optim.lr_scheduler import LinearLR, StepLR
 from tqdm import tqdm
 
 import engine
+from cmkd.runtime.files import UserError
+from cmkd.runtime.weights import sha256_of
 from dataset import SeeingThroughFog, make_loader
-from engine import fit, learning_rate, report_teacher
+from engine import Options, fit, learning_rate
 from models import LEVELS, build_detector, build_discriminators, load_teacher
 from train_cmkd_adv import domain_bce
 from train_cmkd_mse import feature_mse
-from utils import UserError, seed_everything
+from utils import seed_everything, training_parser
 
 
 @pytest.mark.parametrize("iterations_per_epoch", [1, 2, 7, 1200])
@@ -31,7 +34,8 @@ def test_schedule_is_torchs_linear_warm_up_and_steps(iterations_per_epoch):
     for iteration in range(12 * iterations_per_epoch):
         expected = optimizer.param_groups[0]["lr"]
         epoch, step = 1 + iteration // iterations_per_epoch, iteration % iterations_per_epoch
-        assert learning_rate(0.005, epoch, step, iterations_per_epoch) == pytest.approx(expected, rel=1e-9)
+        rate = learning_rate(0.005, epoch, step, iterations_per_epoch)
+        assert rate == pytest.approx(expected, rel=1e-9)
         optimizer.step()
         if first and iteration < warm_up:
             first.step()
@@ -51,8 +55,8 @@ class Seer(nn.Module):
         self.autocast.add(torch.is_autocast_enabled("cpu"))
         sees = self.epoch in self.sees_in
         box = torch.tensor([[10.0, 10, 60, 60]])[: int(sees)]
-        return [{"boxes": box, "labels": torch.ones(len(box), dtype=torch.int64), "scores": torch.ones(len(box))}
-                for _ in images]
+        labels, scores = torch.ones(len(box), dtype=torch.int64), torch.ones(len(box))
+        return [{"boxes": box, "labels": labels, "scores": scores} for _ in images]
 
 
 @pytest.fixture
@@ -62,36 +66,53 @@ def one_frame(tmp_path):
     return SeeingThroughFog(tmp_path, "train_night", "rgb")
 
 
-def arguments(**changes):
-    return {"epochs": 20, "patience": 1, "seed": 0, "amp": False, "resume": False, "max_iterations": None, "lr": 1.0,
-            "deterministic": False, "tensorboard": False, "batch_size": 4, "scale_lr": False, "skip_bad": 0,
-            "checkpoint_minutes": 10.0, **changes}
+def run_fit(
+    train_set, tmp_path, model, loss=None, out="w", run="run", val_set=None, workers=0, **changes
+):
+    """Train a `Seer`, one frame per step; the lines of its log."""
 
-
-def run_fit(one_frame, tmp_path, model, loss=None, out="w", run_dir="run", measure=None, **changes):
-    def compute_losses(batch):
+    def compute_losses(_):
         model.epoch += 1
         model.autocast.add(torch.is_autocast_enabled("cpu"))
         return {"loss": -model.steps.sum() if loss is None else loss(model)}
 
-    fit(model, compute_losses, torch.optim.SGD(model.parameters(), lr=1.0), make_loader(one_frame, 1, 0, shuffle=True),
-        make_loader(one_frame, 1, 0), weights=tmp_path / out / "seer.pth", run_dir=tmp_path / run_dir,
-        settings={"channels": 3}, arguments=arguments(**changes), measure=measure)
-    return [json.loads(line) for line in (tmp_path / run_dir / "log.jsonl").read_text().splitlines()]
+    fit(
+        model,
+        compute_losses,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        make_loader(train_set, 1, workers, shuffle=True),
+        make_loader(val_set or train_set, 1, 0),
+        weights=tmp_path / out / "seer.pth",
+        settings={"channels": 3},
+        arguments={"epochs": 20, "patience": 1, "lr": 1.0, "run_dir": tmp_path / run, **changes},
+    )
+    return [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+
+
+def steps_in(file, *keys):
+    """The `Seer`'s weight in a file."""
+    content = torch.load(file, weights_only=True)
+    for key in keys:
+        content = content[key]
+    return content["steps"].item()
 
 
 def test_early_stop_and_best_weights(one_frame, tmp_path):
     log = run_fit(one_frame, tmp_path, Seer({3, 5}))
     assert log[0]["arguments"]["patience"] == 1
     assert {"torch", "torchvision", "git"} <= log[0]["versions"].keys()
-    assert [record["epoch"] for record in log[1:]] == [1, 2, 3, 4, 5]  # more than 1 epoch without a better AP
+    epochs = [record["epoch"] for record in log[1:]]
+    assert epochs == [1, 2, 3, 4, 5]  # more than 1 epoch without a better AP
     assert [round(record["val"]["AP"], 6) for record in log[1:]] == [0, 0, 1, 0, 1]
     assert log[-1]["best_epoch"] == 3
-    best = torch.load(tmp_path / "w/seer.pth", weights_only=True)
-    assert best["steps"].item() == pytest.approx(3.0)  # one step of lr 1.0 in each of three epochs
-    settings = json.loads((tmp_path / "w/seer.json").read_text())
-    assert (settings["channels"], settings["epoch"], settings["val"]["AP"]) == (3, 3, pytest.approx(1))
-    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["model"]["steps"].item() == pytest.approx(5.0)
+    best = tmp_path / "w/seer.pth"
+    assert steps_in(best) == pytest.approx(3.0)  # one step of lr 1.0 in each of three epochs
+    settings = json.loads(best.with_suffix(".json").read_text())
+    assert (settings["channels"], settings["epoch"]) == (3, 3)
+    assert settings["val"]["AP"] == pytest.approx(1)
+    assert settings["sha256"] == sha256_of(best)
+    assert settings["val_fingerprint"] == one_frame.fingerprint
+    assert steps_in(tmp_path / "run/last.pth", "model") == pytest.approx(5.0)
 
 
 def test_all_epochs_are_run_while_it_improves(one_frame, tmp_path):
@@ -113,9 +134,11 @@ def test_nothing_is_trained_once_max_iterations_was_reached(one_frame, tmp_path)
 
 
 def test_a_cut_epoch_shifts_no_schedule(tmp_path, monkeypatch):
-    """Epoch 1 is left after its first of three steps: epochs 2 to 5 go at the full rate and epoch 6 at a tenth."""
+    """Epoch 1 ends after its first of three steps: epochs 2 to 5 have the full rate, 6 a tenth."""
     rates = []
-    monkeypatch.setattr(engine, "learning_rate", lambda *where: rates.append(learning_rate(*where)) or rates[-1])
+    monkeypatch.setattr(
+        engine, "learning_rate", lambda *given: rates.append(learning_rate(*given)) or rates[-1]
+    )
     for name in "abc":
         write_frame(tmp_path, name, labels=label_line(box=(10, 10, 60, 60)))
     (tmp_path / "train_night.txt").write_text("a\nb\nc")
@@ -129,7 +152,7 @@ def test_resume_of_another_run_leaves_finished_weights(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     before = (tmp_path / "w/seer.pth").read_bytes()
-    with pytest.raises(UserError, match=r"seer.pth is there from an earlier run"):
+    with pytest.raises(UserError, match=r"seer.pth exists from an earlier run"):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=1, resume=True)
     assert (tmp_path / "w/seer.pth").read_bytes() == before
 
@@ -144,13 +167,17 @@ def test_resume_without_a_state_starts_anew(one_frame, tmp_path):
     assert json.loads((tmp_path / "w/seer.json").read_text())["arguments"]["epochs"] == 2
 
 
-@pytest.mark.parametrize("change", [
-    lambda content: content["model"],
-    lambda content: [content],
-    lambda content: {**content, "model": {"steps": torch.zeros(2)}},
-    lambda content: {**content, "optimizer": 3},
-    lambda content: {**content, "state": {}},
-], ids=["state_dict", "list", "shapes", "optimizer", "state"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["model"],
+        lambda content: [content],
+        lambda content: {**content, "model": {"steps": torch.zeros(2)}},
+        lambda content: {**content, "optimizer": 3},
+        lambda content: {**content, "state": {"epoch": 1, "laps": 2}},
+    ],
+    ids=["state_dict", "list", "shapes", "optimizer", "state"],
+)
 def test_bad_state_is_named(one_frame, tmp_path, change):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     last = tmp_path / "run/last.pth"
@@ -158,11 +185,12 @@ def test_bad_state_is_named(one_frame, tmp_path, change):
     before = last.read_bytes()
     with pytest.raises(UserError) as error:
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
-    assert re.fullmatch(r".*run/last.pth is not a training checkpoint.*: remove it to start anew.*", str(error.value))
+    expected = r".*run/last.pth is not a training checkpoint.*: remove it to start anew.*"
+    assert re.fullmatch(expected, str(error.value))
     assert last.read_bytes() == before
 
 
-@pytest.mark.parametrize("place", ["out", "run_dir"])
+@pytest.mark.parametrize("place", ["out", "run"])
 def test_a_place_that_cannot_be_written_is_found_before_training(one_frame, tmp_path, place):
     (tmp_path / "a_file").write_text("")
     model = Seer({1})
@@ -171,34 +199,27 @@ def test_a_place_that_cannot_be_written_is_found_before_training(one_frame, tmp_
     assert model.epoch == 0
 
 
-def test_what_is_measured_first_is_logged_and_not_measured_in_vain(one_frame, tmp_path):
-    calls = []
-
-    def measure():
-        calls.append(1)
-        return {"teacher_AP": 0.5}
-
-    assert run_fit(one_frame, tmp_path, Seer({1}), epochs=1, measure=measure)[0]["settings"]["teacher_AP"] == 0.5
-    assert json.loads((tmp_path / "w/seer.json").read_text())["teacher_AP"] == 0.5
-    with pytest.raises(UserError, match="are there from an earlier run"):
-        run_fit(one_frame, tmp_path, Seer({1}), epochs=1, measure=measure)
-    with pytest.raises(UserError, match="was started with lr"):
-        run_fit(one_frame, tmp_path, Seer({1}), lr=0.5, resume=True, measure=measure)
-    one_frame.objects = [[]]
-    with pytest.raises(UserError, match="no frame has a box"):
-        run_fit(one_frame, tmp_path, Seer({1}), run_dir="b", out="b", measure=measure)
-    assert calls == [1]
+def test_the_loop_takes_its_options_from_all_arguments_of_a_script():
+    args = training_parser("teacher", "").parse_args(["--epochs", "7", "--no-amp"])
+    options = Options.of(vars(args))
+    assert {one.name for one in fields(Options)} <= vars(args).keys()
+    assert (options.epochs, options.run_dir) == (7, Path("runs/teacher"))
+    # But for these the defaults are the published recipe, as the parser's are.
+    assert Options.of({"epochs": 7, "run_dir": options.run_dir}) == options
+    for wrong in ({"epochs": "7"}, {"lr": None}, {"max_iterations": 2.5}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} must be"):
+            Options.of(wrong)
 
 
 def test_train_list_without_people_is_warned_of(one_frame, tmp_path, capsys):
     write_frame(tmp_path, "b")
     (tmp_path / "empty.txt").write_text("b")
-    model = Seer({1})
-    fit(model, lambda _: {"loss": model.steps.sum()}, torch.optim.SGD(model.parameters(), lr=1.0),
-        make_loader(SeeingThroughFog(tmp_path, "empty", "rgb"), 1, 0, shuffle=True), make_loader(one_frame, 1, 0),
-        weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run", settings={}, arguments=arguments(epochs=1))
+    empty = SeeingThroughFog(tmp_path, "empty", "rgb")
+    run_fit(
+        empty, tmp_path, Seer({1}), lambda model: model.steps.sum(), val_set=one_frame, epochs=1
+    )
     assert "empty.txt: no frame has a box" in capsys.readouterr().err
-    run_fit(one_frame, tmp_path, Seer({1}), epochs=1, out="other", run_dir="other")
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1, out="other", run="other")
     assert "no frame has a box" not in capsys.readouterr().err
 
 
@@ -219,69 +240,100 @@ def test_amp_autocasts_training_and_validation(one_frame, tmp_path, amp):
 
 def test_progress_shows_rate_and_loss_at_80_columns(one_frame, tmp_path, monkeypatch):
     terminal = io.StringIO()
-    monkeypatch.setattr(engine, "bar", lambda title, loader, *_: tqdm(
-        desc="epoch 100", total=100_000, unit="img", file=terminal, ncols=80, mininterval=0, miniters=1))
-    model = Seer({1})
-    names = ("loss_classifier", "loss_box_reg", "kd_mse")
-    fit(model, lambda _: {name: model.steps.sum() + 1 for name in names}, torch.optim.SGD(model.parameters(), lr=1.0),
-        make_loader(one_frame, 1, 0, shuffle=True), make_loader(one_frame, 1, 0), weights=tmp_path / "w/seer.pth",
-        run_dir=tmp_path / "run", settings={}, arguments=arguments(epochs=1, lr=0.00005))
+    bar = tqdm(
+        desc="epoch 100",
+        total=100_000,
+        unit="img",
+        file=terminal,
+        ncols=80,
+        mininterval=0,
+        miniters=1,
+    )
+    monkeypatch.setattr(engine, "progress_bar", lambda *_: bar)
+    run_fit(one_frame, tmp_path, Seer({1}), lambda model: model.steps.sum() + 3, epochs=1, lr=5e-5)
     assert "lr=5e-5, loss=3" in terminal.getvalue()
-
-
-@pytest.mark.parametrize(("sees_in", "warned"), [(set(), True), ({0}, False)])
-def test_a_teacher_without_anything_to_teach_is_warned_of(one_frame, capsys, sees_in, warned):
-    ap = report_teacher(Seer(sees_in), make_loader(one_frame, 1, 0))
-    out, err = capsys.readouterr()
-    assert f"teacher: val AP {ap:.4f}" in out
-    assert ("has nothing to teach" in err) == warned
 
 
 def test_non_finite_loss_stops_before_the_step(one_frame, tmp_path):
     model = Seer({1})
     with pytest.raises(UserError) as error:
-        run_fit(one_frame, tmp_path, model, lambda model: -model.steps.sum() * (1 if model.epoch < 3 else math.nan))
+        run_fit(
+            one_frame,
+            tmp_path,
+            model,
+            lambda model: -model.steps.sum() * (1 if model.epoch < 3 else math.nan),
+        )
     message = str(error.value)
     assert "loss nan" in message
     assert "; frames a (" in message
     assert "epoch 3, step 3" in message
     assert model.steps.item() == pytest.approx(2.0)
     assert torch.load(tmp_path / "run/last.pth", weights_only=True)["state"]["epoch"] == 2
-    assert torch.load(tmp_path / "w/seer.pth", weights_only=True)["steps"].item() == pytest.approx(1.0)
+    assert steps_in(tmp_path / "w/seer.pth") == pytest.approx(1.0)
 
 
 def test_an_earlier_run_is_not_overwritten(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
-    before = (tmp_path / "run/log.jsonl").read_bytes(), (tmp_path / "w/seer.pth").read_bytes()
-    with pytest.raises(UserError, match=r"log.jsonl, .*last.pth, .*seer.pth are there from an earlier run: .*--resume"):
+    files = tmp_path / "run/log.jsonl", tmp_path / "w/seer.pth"
+    before = [file.read_bytes() for file in files]
+    expected = r"log.jsonl, .*last.pth, .*seer.pth exist from an earlier run: .*--resume"
+    with pytest.raises(UserError, match=expected):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
-    assert before == ((tmp_path / "run/log.jsonl").read_bytes(), (tmp_path / "w/seer.pth").read_bytes())
+    assert before == [file.read_bytes() for file in files]
 
 
-def test_resume_refuses_other_settings(one_frame, tmp_path):
+def test_resume_refuses_other_arguments(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     with pytest.raises(UserError, match=r"was started with lr 1.0, not 0.5"):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True, lr=0.5)
 
 
+def change_arguments(file, **changes):
+    """Change arguments in a checkpoint; None removes one."""
+    content = torch.load(file, weights_only=True)
+    arguments = {**content["arguments"], **changes}
+    content["arguments"] = {name: one for name, one in arguments.items() if one is not None}
+    torch.save(content, file)
+
+
 def test_resume_refuses_a_run_with_an_option_that_is_gone(one_frame, tmp_path):
     """It may have been what the run was about."""
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
-    last = tmp_path / "run/last.pth"
-    content = torch.load(last, weights_only=True)
-    content["arguments"]["feature_weight"] = 10.0
-    torch.save(content, last)
-    with pytest.raises(UserError, match="was started with feature_weight, which this version does not have"):
-        run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
+    for option, value in (("feature_weight", 10.0), ("scale_lr", True), ("skip_bad", 3)):
+        change_arguments(tmp_path / "run/last.pth", **{option: value})
+        expected = f"was started with {option} {value}, which this version does not have"
+        with pytest.raises(UserError, match=expected):
+            run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
+        change_arguments(tmp_path / "run/last.pth", **{option: None})
 
 
-def test_a_run_of_a_version_without_an_option_goes_on(one_frame, tmp_path):
+def test_a_run_resumes_if_a_removed_option_had_its_default(one_frame, tmp_path):
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    change_arguments(tmp_path / "run/last.pth", scale_lr=False, skip_bad=0)
+    assert run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)[-1]["epoch"] == 2
+
+
+def test_a_run_of_a_version_without_an_option_resumes(one_frame, tmp_path):
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1, flip=False)
+    change_arguments(tmp_path / "run/last.pth", flip=None)
+    log = run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True, flip=False)
+    assert log[-1]["epoch"] == 2
+
+
+def test_a_state_of_2c1d775_within_an_epoch_is_continued(one_frame, tmp_path):
+    """Until then the epoch under way had a dictionary of its own."""
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     last = tmp_path / "run/last.pth"
     content = torch.load(last, weights_only=True)
-    del content["arguments"]["scale_lr"]
-    torch.save(content, last)
-    assert run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)[-1]["epoch"] == 2
+    under_way = {"frames": 1, "steps": 1, "seconds": 2.5, "sums": {"loss": -7.0}}
+    old = {"epoch": 1, "iteration": 2, "best_AP": 0.5, "best_epoch": 1, "skipped": {}}
+    torch.save({**content, "state": {**old, "under_way": under_way}}, last)
+    model = Seer({0})  # nothing is left to train in epoch 2, so the weight stays
+    epoch_2 = run_fit(one_frame, tmp_path, model, epochs=2, resume=True)[-1]
+    assert (epoch_2["epoch"], epoch_2["iteration"], epoch_2["losses"]) == (2, 2, {"loss": -7.0})
+    assert (epoch_2["best_AP"], epoch_2["best_epoch"]) == (pytest.approx(1), 2)
+    assert epoch_2["train_seconds"] == 2.5
+    assert model.epoch == 0
 
 
 def test_resume_keeps_the_best_score_and_the_patience(one_frame, tmp_path):
@@ -289,9 +341,8 @@ def test_resume_keeps_the_best_score_and_the_patience(one_frame, tmp_path):
     again = Seer({1})
     again.epoch = 2
     log = run_fit(one_frame, tmp_path, again, resume=True)
-    assert log[-1]["epoch"] == 3
-    assert log[-1]["best_epoch"] == 1
-    assert torch.load(tmp_path / "w/seer.pth", weights_only=True)["steps"].item() == pytest.approx(1.0)
+    assert (log[-1]["epoch"], log[-1]["best_epoch"]) == (3, 1)
+    assert steps_in(tmp_path / "w/seer.pth") == pytest.approx(1.0)
 
 
 def test_val_list_without_people_is_refused(tmp_path):
@@ -304,33 +355,46 @@ def test_val_list_without_people_is_refused(tmp_path):
 @pytest.mark.parametrize("method", ["mse", "adv"])
 def test_the_teacher_does_not_move(frames, tmp_path, method):
     """Parameters and norm statistics to the bit, while student and discriminators do move."""
-    torch.save(build_detector(6, 2, "resnet18", "none", min_size=64).state_dict(), tmp_path / "teacher.pth")
-    teacher = load_teacher(tmp_path / "teacher.pth", 64, 1333)
-    student, discriminators = build_detector(3, 2, "resnet18", "none", min_size=64, rois=16), build_discriminators()
+    file = tmp_path / "teacher.pth"
+    torch.save(build_detector(6, 2, "resnet18", "none", min_size=64).state_dict(), file)
+    teacher = load_teacher(file, 64, 1333)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    parts = {"student": student, "discriminators": discriminators} if method == "adv" else {"student": student}
-    starts = {name: [parameter.clone() for parameter in part.parameters()] for name, part in parts.items()}
+    trained = nn.ModuleDict({"student": build_detector(3, 2, "resnet18", "none", min_size=64)})
+    if method == "adv":
+        trained["discriminators"] = build_discriminators()
+    starts = {name: value.detach().clone() for name, value in trained.named_parameters()}
 
     def compute_losses(batch):
         images, targets = batch
-        losses, features = student([image[:3] for image in images], targets)
+        losses, features = trained["student"]([image[:3] for image in images], targets)
         with torch.no_grad():
             taught = teacher.features(images)
-        losses["kd"] = (feature_mse(features, taught) if method == "mse"
-                        else domain_bce(discriminators, features, taught, 0.3))
+        if method == "mse":
+            losses["kd"] = feature_mse(features, taught)
+        else:
+            losses["kd"] = domain_bce(trained["discriminators"], features, taught, 0.3)
         return losses
 
-    train, val = SeeingThroughFog(frames, "train_night"), SeeingThroughFog(frames, "val_night", "rgb")
-    optimizer = torch.optim.SGD([parameter for part in parts.values() for parameter in part.parameters()], lr=0.01)
-    fit(student, compute_losses, optimizer, make_loader(train, 2, 0, shuffle=True), make_loader(val, 2, 0),
-        weights=tmp_path / "w/s.pth", run_dir=tmp_path / "run", settings={},
-        arguments=arguments(epochs=2, lr=0.01), also_trained=discriminators if method == "adv" else None)
+    fit(
+        trained["student"],
+        compute_losses,
+        torch.optim.SGD(trained.parameters(), lr=0.01),
+        make_loader(SeeingThroughFog(frames, "train_night"), 2, 0, shuffle=True),
+        make_loader(SeeingThroughFog(frames, "val_night", "rgb"), 2, 0),
+        weights=tmp_path / "w/s.pth",
+        settings={},
+        arguments={"epochs": 2, "lr": 0.01, "run_dir": tmp_path / "run"},
+        also_trained=trained["discriminators"] if method == "adv" else None,
+    )
     after = teacher.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    for name, part in parts.items():
-        moved = [not torch.equal(*pair) for pair in zip(starts[name], part.parameters(), strict=True)]
-        assert sum(moved) > len(moved) / 2, name
+    for part, module in trained.items():
+        moved = [
+            not torch.equal(value, starts[f"{part}.{name}"])
+            for name, value in module.named_parameters()
+        ]
+        assert sum(moved) > len(moved) / 2, part
 
 
 def test_distillation_reaches_the_student_through_every_level():

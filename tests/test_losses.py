@@ -1,4 +1,4 @@
-"""Golden values of the distillation losses, computed by hand; the gradient reversal; the discriminators."""
+"""Golden values of the distillation losses, by hand; gradient reversal; discriminators."""
 
 import math
 
@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from models import LEVELS, DeterministicAdaptiveMaxPool, Discriminator, build_discriminators, reverse_gradient
+from models import (
+    LEVELS,
+    DeterministicAdaptiveMaxPool,
+    Discriminator,
+    build_discriminators,
+    reverse_gradient,
+)
 from train_cmkd_adv import domain_bce
 from train_cmkd_mse import feature_mse
 
@@ -24,14 +30,19 @@ def test_feature_mse_of_equal_features_is_zero():
 
 
 def test_feature_mse_gradient_by_hand():
-    student = {"0": torch.tensor([[[[3.0]]]], requires_grad=True), "1": torch.tensor([[[[0.0]]]], requires_grad=True)}
-    feature_mse(student, {"0": torch.tensor([[[[1.0]]]]), "1": torch.tensor([[[[0.0]]]])}).backward()
+    student = {
+        "0": torch.tensor([[[[3.0]]]], requires_grad=True),
+        "1": torch.tensor([[[[0.0]]]], requires_grad=True),
+    }
+    feature_mse(
+        student, {"0": torch.tensor([[[[1.0]]]]), "1": torch.tensor([[[[0.0]]]])}
+    ).backward()
     assert student["0"].grad.item() == 2.0  # d/ds of ((s - 1)^2 + 0) / 2 at s = 3
     assert student["1"].grad.item() == 0.0
 
 
 class Mean(nn.Module):
-    """A discriminator whose logit is the map's mean times a weight, so that the loss can be done by hand."""
+    """A discriminator with the logit mean(map) * weight, so the loss can be computed by hand."""
 
     def __init__(self, weight):
         super().__init__()
@@ -52,12 +63,16 @@ def test_domain_bce_by_hand():
     # BCE with logit z: softplus(z) for target 0 (student), softplus(-z) for target 1 (teacher)
     level0 = (softplus(0.5) + softplus(-3.0)) / 2
     level1 = (softplus(-2.0) + softplus(-0.5)) / 2
-    assert domain_bce(discriminators, student, teacher, 0.3).item() == pytest.approx((level0 + level1) / 2, rel=1e-6)
+    assert domain_bce(discriminators, student, teacher, 0.3).item() == pytest.approx(
+        (level0 + level1) / 2, rel=1e-6
+    )
 
 
 def test_domain_bce_of_an_undecided_discriminator_is_log_2():
     features = {"0": torch.randn(3, 4, 2, 2)}
-    assert domain_bce(nn.ModuleDict({"0": Mean(0.0)}), features, features, 0.3).item() == pytest.approx(math.log(2))
+    assert domain_bce(
+        nn.ModuleDict({"0": Mean(0.0)}), features, features, 0.3
+    ).item() == pytest.approx(math.log(2))
 
 
 def test_gradient_reversal_sign_and_weight():
@@ -69,15 +84,20 @@ def test_gradient_reversal_sign_and_weight():
 
 
 def test_student_and_discriminator_pull_against_each_other():
-    student, teacher = torch.full((1, 1, 1, 1), 0.5, requires_grad=True), torch.full((1, 1, 1, 1), 2.0)
+    student, teacher = (
+        torch.full((1, 1, 1, 1), 0.5, requires_grad=True),
+        torch.full((1, 1, 1, 1), 2.0),
+    )
     discriminator = Mean(1.0)
     loss = domain_bce(nn.ModuleDict({"0": discriminator}), {"0": student}, {"0": teacher}, 0.3)
     loss.backward()
     sigmoid = torch.sigmoid(torch.tensor(0.5)).item()
-    # dL/dz_student = sigmoid(z) / 2; the student gets it times the discriminator's weight, reversed and scaled
+    # dL/dz = sigmoid(z) / 2; the student gets it times the discriminator's weight and -0.3.
     assert student.grad.item() == pytest.approx(-0.3 * sigmoid / 2, rel=1e-6)
     expected = (sigmoid * 0.5 + (torch.sigmoid(torch.tensor(2.0)).item() - 1) * 2.0) / 2
-    assert discriminator.weight.grad.item() == pytest.approx(expected, rel=1e-6)  # not reversed, not scaled
+    assert discriminator.weight.grad.item() == pytest.approx(
+        expected, rel=1e-6
+    )  # not reversed, not scaled
 
 
 class PublishedDiscriminator(nn.Module):
@@ -99,14 +119,23 @@ class PublishedDiscriminator(nn.Module):
         return self.fc2(torch.relu(self.fc1(x.flatten(1))))
 
 
-@pytest.mark.parametrize(("level", "stride", "pools", "flattened"), [
-    ("0", 4, (True, True), 1728), ("1", 8, (True, True), 432), ("2", 16, (False, True), 432),
-    ("3", 32, (False, False), 432),
-])
-def test_discriminators_equal_the_published_ones_at_the_published_size(level, stride, pools, flattened):
+@pytest.mark.parametrize(
+    ("level", "stride", "pools", "flattened"),
+    [
+        ("0", 4, (True, True), 1728),
+        ("1", 8, (True, True), 432),
+        ("2", 16, (False, True), 432),
+        ("3", 32, (False, False), 432),
+    ],
+)
+def test_discriminators_equal_the_published_ones_at_the_published_size(
+    level, stride, pools, flattened
+):
     ours = build_discriminators()[level].eval()
     published = PublishedDiscriminator(pools, flattened)
-    published.load_state_dict(dict(zip(published.state_dict(), ours.state_dict().values(), strict=True)))
+    published.load_state_dict(
+        dict(zip(published.state_dict(), ours.state_dict().values(), strict=True))
+    )
     features = torch.randn(1, 256, 512 // stride, 864 // stride)
     torch.testing.assert_close(ours(features), published(features))
 

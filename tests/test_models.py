@@ -15,17 +15,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d
 
-from models import (
-    LEVELS,
-    STEM,
-    Detector,
-    WeightsError,
-    build_detector,
-    load_detector,
-    load_teacher,
-    read_settings,
-    read_state,
-)
+from cmkd.runtime.weights import STEM, WeightsError, read_settings, read_state
+from models import LEVELS, Detector, build_detector, load_detector, load_teacher
 
 
 def frames(channels=3, count=2, size=(96, 160)):
@@ -33,7 +24,10 @@ def frames(channels=3, count=2, size=(96, 160)):
 
 
 def targets(count=2):
-    return [{"boxes": torch.tensor([[10.0, 10, 40, 80]]), "labels": torch.tensor([1])} for _ in range(count)]
+    return [
+        {"boxes": torch.tensor([[10.0, 10, 40, 80]]), "labels": torch.tensor([1])}
+        for _ in range(count)
+    ]
 
 
 def small(channels=3, norm="batch", num_classes=2):
@@ -55,17 +49,25 @@ def test_training_gives_losses_and_features(channels):
     assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     assert list(features) == list(LEVELS)
     assert [tuple(features[level].shape) for level in LEVELS] == [
-        (2, 256, 64 // stride, 128 // stride) for stride in (4, 8, 16, 32)]  # 64x107, padded to 64x128
+        (2, 256, 64 // stride, 128 // stride) for stride in (4, 8, 16, 32)
+    ]  # 64x107, padded to 64x128
 
 
 def test_equals_torchvision_in_evaluation():
     ours = Detector(3, 2, "resnet50", "batch", min_size=64).eval()
-    reference = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=64,
-                                        max_size=1333).eval().to(memory_format=torch.channels_last)
+    reference = (
+        fasterrcnn_resnet50_fpn(
+            weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=1333
+        )
+        .eval()
+        .to(memory_format=torch.channels_last)
+    )
     reference.load_state_dict(ours.state_dict())
     images = frames()
     with torch.no_grad():
-        for found, expected in zip(ours(images), reference([image / 255 for image in images]), strict=True):
+        for found, expected in zip(
+            ours(images), reference([image / 255 for image in images]), strict=True
+        ):
             assert same(found, expected)
             assert len(found["boxes"]) > 0
 
@@ -86,7 +88,9 @@ def test_published_normalisation():
 
 
 def test_batch_without_any_box():
-    empty = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)} for _ in range(2)]
+    empty = [
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)} for _ in range(2)
+    ]
     losses, _ = small()(frames(), empty)
     total = sum(losses.values())
     total.backward()
@@ -98,7 +102,10 @@ def test_uint8_and_unit_floats_are_one_image():
     detector = small().eval()
     images = frames()
     with torch.no_grad():
-        one, other = detector.features(images), detector.features([image.float() / 255 for image in images])
+        one, other = (
+            detector.features(images),
+            detector.features([image.float() / 255 for image in images]),
+        )
     assert all(torch.equal(one[level], other[level]) for level in LEVELS)
 
 
@@ -114,13 +121,19 @@ def torchvision_0_12(state):
     return old
 
 
-@pytest.mark.parametrize("dress", [
-    lambda state: state,
-    torchvision_0_12,
-    lambda state: {f"module.{name}": value for name, value in state.items()},
-    lambda state: {"model": state, "optimizer": {}, "epoch": 3},
-    lambda state: {"model": {f"module.{name}": value for name, value in torchvision_0_12(state).items()}},
-], ids=["plain", "torchvision 0.12", "module prefix", "training checkpoint", "both"])
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda state: state,
+        torchvision_0_12,
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"model": state, "optimizer": {}, "epoch": 3},
+        lambda state: {
+            "model": {f"module.{name}": value for name, value in torchvision_0_12(state).items()}
+        },
+    ],
+    ids=["plain", "torchvision 0.12", "module prefix", "training checkpoint", "both"],
+)
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
 def test_loads_every_form(tmp_path, dress, norm):
     detector = small(6, norm, num_classes=3)
@@ -135,8 +148,11 @@ def test_published_files_mean_frozen_norm_without_eps(tmp_path):
     assert len(norms) == 53
     assert {norm.eps for norm in norms} == {0.0}
     assert not any(isinstance(module, nn.BatchNorm2d) for module in loaded.modules())
-    assert (loaded.settings["backbone"], loaded.settings["min_size"], loaded.settings["max_size"]) == (
-        "resnet50", 500, 1333)
+    assert (
+        loaded.settings["backbone"],
+        loaded.settings["min_size"],
+        loaded.settings["max_size"],
+    ) == ("resnet50", 500, 1333)
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
@@ -148,7 +164,9 @@ def test_backbone_is_read_from_the_keys(tmp_path, backbone):
 
 def test_image_size_is_read_from_the_json(tmp_path):
     file = saved(tmp_path, small().state_dict())
-    file.with_suffix(".json").write_text(json.dumps({"min_size": 128, "max_size": 256, "proposals": 77}))
+    file.with_suffix(".json").write_text(
+        json.dumps({"min_size": 128, "max_size": 256, "proposals": 77})
+    )
     assert load_detector(file).settings["min_size"] == 128
     assert load_detector(file).rpn.post_nms_top_n() == 2000
     assert load_detector(file).eval().rpn.post_nms_top_n() == 77
@@ -156,14 +174,17 @@ def test_image_size_is_read_from_the_json(tmp_path):
     assert load_detector(file, min_size=64).transform.max_size == 256
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ([1], "its settings are a list"),
-    ({"min_size": "64"}, "min_size is '64'"),
-    ({"max_size": -5}, "max_size is -5"),
-    ({"proposals": True}, "proposals is True"),
-    ({"classes": [["a"]]}, "classes is [['a']]"),
-    ({"classes": "Pedestrian"}, "classes is 'Pedestrian'"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([1], "its settings are a list"),
+        ({"min_size": "64"}, "min_size is '64'"),
+        ({"max_size": -5}, "max_size is -5"),
+        ({"proposals": True}, "proposals is True"),
+        ({"classes": [["a"]]}, "classes is [['a']]"),
+        ({"classes": "Pedestrian"}, "classes is 'Pedestrian'"),
+    ],
+)
 def test_json_of_wrong_types_is_named(tmp_path, settings, message):
     file = saved(tmp_path, small().state_dict())
     file.with_suffix(".json").write_text(json.dumps(settings))
@@ -187,7 +208,9 @@ def test_a_training_checkpoint_knows_its_settings(tmp_path, capsys):
 def test_an_assumed_size_is_said(tmp_path, capsys):
     file = saved(tmp_path, small().state_dict())
     assert load_detector(file).settings["min_size"] == 500
-    assert capsys.readouterr().out.startswith(f"{file}: nothing says at which image size")
+    assert capsys.readouterr().out.startswith(
+        f"{file}: the image size it was trained at is not known"
+    )
     load_detector(file, 64, 128)
     assert capsys.readouterr().out == ""
 
@@ -196,16 +219,28 @@ def without(state, name):
     return {key: value for key, value in state.items() if key != name}
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda state: without(state, "rpn.head.cls_logits.weight"), "no rpn.head.cls_logits.weight"),
-    (lambda state: {**state, "mask_head.weight": torch.zeros(1)}, "unknown mask_head.weight"),
-    (lambda state: {**state, "rpn.head.cls_logits.bias": torch.zeros(9)}, "rpn.head.cls_logits.bias is [9], not [3]"),
-    (lambda state: without(state, STEM), f"has no {STEM}"),
-    (lambda state: without(state, "backbone.body.layer1.0.conv1.weight"), "its backbone is none of resnet18"),
-    (lambda state: {"epoch": 3}, "holds no state_dict"),
-    (lambda state: [1, 2], "holds no state_dict"),
-    (lambda state: {0: torch.zeros(1), **state}, "holds no state_dict"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda state: without(state, "rpn.head.cls_logits.weight"),
+            "no rpn.head.cls_logits.weight",
+        ),
+        (lambda state: {**state, "mask_head.weight": torch.zeros(1)}, "unknown mask_head.weight"),
+        (
+            lambda state: {**state, "rpn.head.cls_logits.bias": torch.zeros(9)},
+            "rpn.head.cls_logits.bias is [9], not [3]",
+        ),
+        (lambda state: without(state, STEM), f"has no {STEM}"),
+        (
+            lambda state: without(state, "backbone.body.layer1.0.conv1.weight"),
+            "its backbone is none of resnet18",
+        ),
+        (lambda state: {"epoch": 3}, "holds no state_dict"),
+        (lambda state: [1, 2], "holds no state_dict"),
+        (lambda state: {0: torch.zeros(1), **state}, "holds no state_dict"),
+    ],
+)
 def test_refuses_what_does_not_fit(tmp_path, spoil, message):
     file = saved(tmp_path, spoil(small().state_dict()))
     with pytest.raises(WeightsError) as error:
@@ -257,12 +292,21 @@ def test_random_weights_get_a_trainable_norm():
 
 def test_init_from_a_file_names_what_is_new(tmp_path, capsys):
     source = small(3, "frozen", num_classes=4)
-    detector = build_detector(6, 2, "resnet18", str(saved(tmp_path, source.state_dict())), "reinit", min_size=64)
+    detector = build_detector(
+        6, 2, "resnet18", str(saved(tmp_path, source.state_dict())), "reinit", min_size=64
+    )
     new = capsys.readouterr().out.strip().partition("new: ")[2].split(", ")
-    assert new == ["backbone.body.conv1", "roi_heads.box_predictor.bbox_pred", "roi_heads.box_predictor.cls_score"]
+    assert new == [
+        "backbone.body.conv1",
+        "roi_heads.box_predictor.bbox_pred",
+        "roi_heads.box_predictor.cls_score",
+    ]
     own, given = detector.state_dict(), source.state_dict()
-    differing = {name.rpartition(".")[0] for name in own if own[name].shape != given[name].shape
-                 or not torch.equal(own[name], given[name])}
+    differing = {
+        name.rpartition(".")[0]
+        for name in own
+        if own[name].shape != given[name].shape or not torch.equal(own[name], given[name])
+    }
     assert differing == set(new)
 
 
@@ -286,20 +330,29 @@ def test_inflate_keeps_rgb_and_gives_each_slice_the_mean(tmp_path):
 
 
 def test_inflate_from_six_channels(tmp_path):
-    """To six they stay; folded to three, they give a picture that is the same in all channels the same response."""
+    """To six channels they stay; to three, an image that is the same in all keeps its response."""
     source = small(6, "frozen").state_dict()
     file = str(saved(tmp_path, source))
-    assert torch.equal(build_detector(6, 2, "resnet18", file, "inflate", min_size=64).state_dict()[STEM], source[STEM])
+    assert torch.equal(
+        build_detector(6, 2, "resnet18", file, "inflate", min_size=64).state_dict()[STEM],
+        source[STEM],
+    )
     stem = build_detector(3, 2, "resnet18", file, "inflate", min_size=64).state_dict()[STEM]
     grey = torch.randn(1, 1, 20, 20)
-    torch.testing.assert_close(conv2d(grey.expand(-1, 3, -1, -1), stem),
-                               conv2d(grey.expand(-1, 6, -1, -1), source[STEM]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        conv2d(grey.expand(-1, 3, -1, -1), stem),
+        conv2d(grey.expand(-1, 6, -1, -1), source[STEM]),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     torch.testing.assert_close(stem[:, 0] - stem[:, 2], source[STEM][:, 0] - source[STEM][:, 2])
 
 
 def test_one_value_per_channel_says_what_to_do():
     detector = Detector(3, 2, "resnet18", "batch", min_size=32, max_size=32)
-    with pytest.raises(WeightsError, match=r"1 frame\(s\) of 32 px give: raise --batch-size or --min-size"):
+    with pytest.raises(
+        WeightsError, match=r"1 frame\(s\) of 32 px give: raise --batch-size or --min-size"
+    ):
         detector(frames(count=1, size=(32, 32)), targets(1))
     detector(frames(count=2, size=(32, 32)), targets(2))
 
@@ -307,7 +360,9 @@ def test_one_value_per_channel_says_what_to_do():
 def test_freezing_a_trained_norm_keeps_the_function(tmp_path):
     source = small(3, "batch")
     source(frames(), targets())  # statistics that are not 0 and 1
-    source.backbone.body.bn1.running_var.fill_(1e-5)  # as small as eps, so that leaving eps out would show
+    source.backbone.body.bn1.running_var.fill_(
+        1e-5
+    )  # as small as eps, so that leaving eps out would show
     file = str(saved(tmp_path, source.state_dict()))
     frozen = build_detector(3, 2, "resnet18", file, "inflate", min_size=64)
     assert frozen.settings["norm"] == "frozen"
@@ -320,7 +375,9 @@ def test_freezing_a_trained_norm_keeps_the_function(tmp_path):
 
 def test_init_from_another_backbone_is_refused(tmp_path):
     file = str(saved(tmp_path, small(3, "frozen").state_dict()))
-    with pytest.raises(WeightsError, match="holds a resnet18, not a resnet34: pass --backbone resnet18"):
+    with pytest.raises(
+        WeightsError, match="holds a resnet18, not a resnet34: pass --backbone resnet18"
+    ):
         build_detector(3, 2, "resnet34", file)
 
 
@@ -329,14 +386,21 @@ def test_coco_weights_put_by_hand_are_used(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     coco = Detector(3, 91)
-    torch.save(coco.state_dict(), tmp_path / "hub" / "checkpoints" / "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+    torch.save(
+        coco.state_dict(),
+        tmp_path / "hub" / "checkpoints" / "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+    )
     detector = build_detector(3, 2, init="coco")
     own, given = detector.state_dict(), coco.state_dict()
-    assert torch.equal(own["backbone.fpn.layer_blocks.2.0.weight"], given["backbone.fpn.layer_blocks.2.0.weight"])
+    assert torch.equal(
+        own["backbone.fpn.layer_blocks.2.0.weight"], given["backbone.fpn.layer_blocks.2.0.weight"]
+    )
     assert torch.equal(own["backbone.body.bn1.running_var"], given["backbone.body.bn1.running_var"])
     assert not torch.equal(own[STEM], given[STEM])
     assert own["roi_heads.box_predictor.cls_score.weight"].shape == (2, 1024)
-    assert {module.eps for module in detector.modules() if isinstance(module, FrozenBatchNorm2d)} == {0.0}
+    assert {
+        module.eps for module in detector.modules() if isinstance(module, FrozenBatchNorm2d)
+    } == {0.0}
 
 
 def test_imagenet_weights_put_by_hand_are_used(tmp_path, monkeypatch):
@@ -344,8 +408,11 @@ def test_imagenet_weights_put_by_hand_are_used(tmp_path, monkeypatch):
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     # torchvision's files are from before BatchNorm counted its batches.
-    given = {name: value for name, value in resnet18(weights=None).state_dict().items()
-             if not name.endswith("num_batches_tracked")}
+    given = {
+        name: value
+        for name, value in resnet18(weights=None).state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     torch.save(given, cache / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
     own = build_detector(3, 2, "resnet18", "imagenet", "inflate", min_size=64).state_dict()
     assert torch.equal(own[STEM], given["conv1.weight"])
@@ -361,7 +428,10 @@ def test_failed_download_says_what_to_do(tmp_path, monkeypatch):
         build_detector(3, 2)
     message = str(error.value)
     assert "--init none" in message
-    assert str(tmp_path / "hub" / "checkpoints" / "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth") in message
+    assert (
+        str(tmp_path / "hub" / "checkpoints" / "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
+        in message
+    )
     assert "\n" not in message
 
 
@@ -413,8 +483,10 @@ def test_teacher_is_frozen_and_has_six_channels(tmp_path):
 
 def target_of(*boxes):
     """(label, box) pairs -> a torchvision target."""
-    return {"labels": torch.tensor([label for label, _ in boxes], dtype=torch.int64),
-            "boxes": torch.tensor([box for _, box in boxes], dtype=torch.float32).reshape(-1, 4)}
+    return {
+        "labels": torch.tensor([label for label, _ in boxes], dtype=torch.int64),
+        "boxes": torch.tensor([box for _, box in boxes], dtype=torch.float32).reshape(-1, 4),
+    }
 
 
 PERSON, REGION = (1, [10, 10, 30, 60]), (0, [60, 0, 160, 96])
@@ -433,14 +505,20 @@ def test_without_ignore_regions_training_is_torchvisions():
 
 def test_what_lies_on_an_ignore_region_is_no_background():
     detector = build_detector(3, 2, "resnet18", "none")
-    boxes = torch.tensor([[10.0, 10, 30, 60], [70, 10, 90, 50], [40, 10, 70, 50], [50, 10, 80, 50], [0, 60, 20, 90]])
-    #                      the person          inside           a third inside     two thirds       outside
+    boxes = torch.tensor(
+        [[10.0, 10, 30, 60], [70, 10, 90, 50], [40, 10, 70, 50], [50, 10, 80, 50], [0, 60, 20, 90]]
+    )
+    # the person, inside, a third inside, two thirds inside, outside
     detector.rpn.regions = detector.roi_heads.regions = [1]
-    [anchor_labels], [matched] = detector.rpn.assign_targets_to_anchors([boxes], [target_of(PERSON, REGION)])
+    [anchor_labels], [matched] = detector.rpn.assign_targets_to_anchors(
+        [boxes], [target_of(PERSON, REGION)]
+    )
     assert anchor_labels.tolist() == [1, -1, 0, -1, 0]
     assert matched[0].tolist() == PERSON[1]
     target = target_of(PERSON, REGION)
-    places, labels = detector.roi_heads.assign_targets_to_proposals([boxes], [target["boxes"]], [target["labels"]])
+    places, labels = detector.roi_heads.assign_targets_to_proposals(
+        [boxes], [target["boxes"]], [target["labels"]]
+    )
     assert labels[0].tolist() == [1, -1, 0, -1, 0]
     assert places[0][0] == 0
 
@@ -471,8 +549,9 @@ def test_a_person_on_an_ignore_region_is_trained():
     detector = build_detector(3, 2, "resnet18", "none")
     person = (1, [70, 10, 90, 50])
     detector.rpn.regions = [1]
-    [labels], _ = detector.rpn.assign_targets_to_anchors([torch.tensor([person[1]]).float()],
-                                                         [target_of(person, REGION)])
+    [labels], _ = detector.rpn.assign_targets_to_anchors(
+        [torch.tensor([person[1]]).float()], [target_of(person, REGION)]
+    )
     assert labels.tolist() == [1]
 
 
@@ -488,5 +567,7 @@ def test_a_frame_that_is_ignored_whole_trains_nothing_beside_another():
     detector = build_detector(3, 2, "resnet18", "none")
     boxes = torch.tensor([[70.0, 10, 90, 50], [80.0, 20, 100, 60]])
     detector.rpn.regions = [1, 0]
-    labels, _ = detector.rpn.assign_targets_to_anchors([boxes, boxes], [target_of(REGION), target_of()])
+    labels, _ = detector.rpn.assign_targets_to_anchors(
+        [boxes, boxes], [target_of(REGION), target_of()]
+    )
     assert [one.tolist() for one in labels] == [[-1, -1], [0, 0]]

@@ -1,19 +1,21 @@
-"""Calibration, raw conversion, split lists, and the whole tool on a folder laid out as the official download."""
+"""Calibration, raw images, split lists, and the whole command on an official folder layout."""
 
 import json
-from dataclasses import replace
+import os
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run_script, the_error
+from conftest import ROOT, TINY, run_here, run_script, the_error
 from PIL import Image, ImageDraw
 
 from cmkd.frames import raw_images, registration
-from cmkd.simulator.cameras import rasterise
-from cmkd.simulator.scene import CONDITIONS, person, sample_scene
-from prepare_data import CLEAR, WEATHER, all_night, find_parts, recording
-from utils import UserError
+from cmkd.frames.layout import GATED_FOLDERS, recording
+from cmkd.frames.tone import DAY_CURVE, NIGHT_CURVE, table_of_codes
+from cmkd.runtime.files import UserError
+from cmkd.runtime.parallel import parallel_map
+from prepare_data import CLEAR_LISTS, WEATHER_LISTS, Preparer, all_night, find_parts
 
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 False True -1 -1"
 NAMES = [f"2018-02-0{day}_10-00-00_00{frame}00" for day in (1, 2, 3) for frame in (1, 2)]
@@ -21,33 +23,46 @@ CALIBRATION = registration.published_calibration()
 
 
 def test_homography_and_pose_are_the_measured_ones():
-    expected = [[0.97218, -0.010373, -261.377], [0.0061698, 1.041344, -238.994], [-7.5e-6, -3.78e-6, 1]]
-    np.testing.assert_allclose(registration.plane_homography(CALIBRATION, 30), expected, rtol=2e-3, atol=1e-8)
-    np.testing.assert_allclose(registration.plane_homography(CALIBRATION, 30)[:2, 2], [-261.377, -238.994], atol=1e-3)
+    expected = [
+        [0.97218, -0.010373, -261.377],
+        [0.0061698, 1.041344, -238.994],
+        [-7.5e-6, -3.78e-6, 1],
+    ]
+    np.testing.assert_allclose(
+        registration.plane_homography(CALIBRATION, 30), expected, rtol=2e-3, atol=1e-8
+    )
+    np.testing.assert_allclose(
+        registration.plane_homography(CALIBRATION, 30)[:2, 2], [-261.377, -238.994], atol=1e-3
+    )
     np.testing.assert_allclose(CALIBRATION.translation, [-0.1098, -0.0267, -0.0140], atol=5e-5)
-    assert np.degrees(np.arccos((np.trace(CALIBRATION.rotation) - 1) / 2)) == pytest.approx(1.23, abs=0.005)
+    assert np.degrees(np.arccos((np.trace(CALIBRATION.rotation) - 1) / 2)) == pytest.approx(
+        1.23, abs=0.005
+    )
 
 
 def test_rectifying_moves_slices_as_measured():
-    where = registration.rectifying_map(CALIBRATION.gated, registration.GATED_SIZE).numpy()
+    pixel_map = registration.rectifying_map(CALIBRATION.gated).numpy()
     rows, columns = np.mgrid[:720, :1280]
-    moved = np.hypot(where[..., 0] - columns, where[..., 1] - rows)
+    moved = np.hypot(pixel_map[..., 0] - columns, pixel_map[..., 1] - rows)
     assert moved.mean() == pytest.approx(5, abs=0.1)
     assert moved.max() == pytest.approx(26.6, abs=0.1)
 
 
 def test_a_wall_at_the_plane_is_seen_alike_by_plane_and_depth():
-    by_depth = registration.depth_map(CALIBRATION, np.full((720, 1280), 30.0))
-    torch.testing.assert_close(by_depth, registration.plane_map(CALIBRATION, 30), atol=1e-2, rtol=0)
+    by_depth = registration.map_by_depth(CALIBRATION, np.full((720, 1280), 30.0))
+    torch.testing.assert_close(
+        by_depth, registration.map_by_plane(CALIBRATION, 30), atol=1e-2, rtol=0
+    )
 
 
 def test_warp_samples_pixel_centres():
-    picture = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     rows, columns = np.mgrid[:3, :4].astype(np.float32)
-    where = torch.from_numpy(np.stack([columns, rows], -1))
-    np.testing.assert_array_equal(registration.warp(picture, where), picture)
-    np.testing.assert_array_equal(registration.warp(picture, where + torch.tensor([0.5, 0]))[:, :3],
-                                  (picture[:, :3] + 10))
+    pixel_map = torch.from_numpy(np.stack([columns, rows], -1))
+    np.testing.assert_array_equal(registration.warp(image, pixel_map), image)
+    np.testing.assert_array_equal(
+        registration.warp(image, pixel_map + torch.tensor([0.5, 0]))[:, :3], (image[:, :3] + 10)
+    )
 
 
 def test_dense_depth_keeps_the_returns_and_stays_between_them():
@@ -65,57 +80,135 @@ def test_dense_depth_keeps_the_returns_and_stays_between_them():
 
 @pytest.mark.parametrize("damage", ["{", '{"K": [1]}'])
 def test_a_damaged_calibration_is_named(tmp_path, damage):
-    for name in (registration.RGB_FILE, registration.GATED_FILE, registration.TREE_FILE):
+    for name in (registration.RGB_FILE, registration.GATED_FILE, registration.TRANSFORMS_FILE):
         (tmp_path / name).write_text("[]")
     (tmp_path / registration.RGB_FILE).write_text(damage)
-    with pytest.raises(UserError, match="is no tree|says nothing"):
+    with pytest.raises(UserError, match="is not a tree|has no transform"):
         registration.find_calibration([tmp_path])
-    with pytest.raises(UserError, match="no ROS camera calibration"):
+    with pytest.raises(UserError, match="not a ROS camera calibration"):
         registration.read_camera(tmp_path / registration.RGB_FILE)
     assert registration.find_calibration([tmp_path / "absent"]).source == "built in"
 
 
-@pytest.mark.parametrize(("night", "code", "fraction"), [
-    (False, 1024, 0.2 + 0.15 * (1024 / 65536 - 0.01) / 0.02),  # decompanded 1024
-    (False, 3456, 0.98),  # 32768 = half of 65536
-    (True, 2560, 0.4 + 0.4 * (4096 / 65536 - 0.01) / 0.09),  # decompanded 4096
-])
-def test_tone_follows_decompanding(night, code, fraction):
-    assert raw_images.tone_table(night)[code] == pytest.approx(65536 * fraction, abs=1)
+@pytest.mark.parametrize(
+    ("curve", "code", "fraction"),
+    [
+        (DAY_CURVE, 1024, 0.2 + 0.15 * (1024 / 65536 - 0.01) / 0.02),  # decompanded 1024
+        (DAY_CURVE, 3456, 0.98),  # 32768 = half of 65536
+        (NIGHT_CURVE, 2560, 0.4 + 0.4 * (4096 / 65536 - 0.01) / 0.09),  # decompanded 4096
+    ],
+)
+def test_tone_follows_decompanding(curve, code, fraction):
+    assert table_of_codes(curve)[code] == pytest.approx(65536 * fraction, abs=1)
+
+
+def grbg_mosaic(red, green, blue):
+    """The Bayer mosaic of three colour planes (H, W): green and red in its first row."""
+    mosaic = green.copy()
+    mosaic[0::2, 1::2] = red[0::2, 1::2]
+    mosaic[1::2, 0::2] = blue[1::2, 0::2]
+    return mosaic
 
 
 def test_demosaic_knows_the_order_of_the_colours():
-    bayer = np.zeros((8, 12), np.uint16)
-    bayer[0::2, 1::2], bayer[1::2, 0::2] = 9000, 1000  # red beside green in the first row, blue below
-    bayer[0::2, 0::2] = bayer[1::2, 1::2] = 4000
-    np.testing.assert_array_equal(raw_images.demosaic(bayer), np.broadcast_to([9000, 4000, 1000], (8, 12, 3)))
-    ramp = np.broadcast_to(np.arange(12, dtype=np.uint16) * 100, (8, 12))
-    np.testing.assert_array_equal(raw_images.demosaic(ramp)[1:-1, 1:-1], np.stack([ramp] * 3, -1)[1:-1, 1:-1])
+    red, green, blue = (np.full((8, 12), value, np.uint16) for value in (9000, 4000, 1000))
+    rgb = raw_images.demosaic(grbg_mosaic(red, green, blue))
+    np.testing.assert_array_equal(rgb, np.stack([red, green, blue], -1))
+
+
+def test_demosaic_keeps_samples_and_takes_the_mean_of_the_nearest():
+    mosaic = np.random.default_rng(0).integers(0, 60000, (10, 12)).astype(np.uint16)
+    rgb = raw_images.demosaic(mosaic)
+    for channel, sites in enumerate(([(0, 1)], [(0, 0), (1, 1)], [(1, 0)])):
+        for row in range(1, 9):
+            for column in range(1, 11):
+                around = [
+                    (abs(y - row) + abs(x - column), int(mosaic[y, x]))
+                    for y in range(row - 1, row + 2)
+                    for x in range(column - 1, column + 2)
+                    if (y % 2, x % 2) in sites
+                ]
+                least = min(around)[0]
+                nearest = [value for distance, value in around if distance == least]
+                assert rgb[row, column, channel] == pytest.approx(np.mean(nearest), abs=1)
+
+
+def test_developed_colours_are_those_of_the_mosaic():
+    """Red, green, blue areas of a raw image are red, green, blue in the developed one."""
+    planes = np.full((3, 64, 96), 900, np.uint16)
+    for channel in range(3):
+        planes[channel, :, 32 * channel : 32 * channel + 32] = 1800
+    rgb = raw_images.develop(grbg_mosaic(*planes), night=False)
+    for channel in range(3):
+        middle = rgb[:, 32 * channel + 8 : 32 * channel + 24].mean(axis=(0, 1))
+        assert middle.argmax() == channel
+        assert np.sort(middle)[2] > np.sort(middle)[1] + 20
 
 
 def test_developed_raw_is_a_picture_or_says_what_is_missing(monkeypatch):
     raw = np.full((64, 64), 900, np.uint16)
     raw[:, 32:] = 1800
-    picture = raw_images.develop(raw, night=False)
-    assert picture.shape == (64, 64, 3)
-    assert picture[:, 40:].mean() > picture[:, :24].mean() + 20
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    with pytest.raises(UserError, match="opencv-python-headless"):
+    rgb = raw_images.develop(raw, night=False)
+    assert rgb.shape == (64, 64, 3)
+    assert rgb[:, 40:].mean() > rgb[:, :24].mean() + 20
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match="pip install opencv-python-headless"):
         raw_images.develop(raw, night=False)
 
 
+def save_array(file, array):
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray(array).save(file)
+
+
+def test_raw_images_are_developed_by_their_meta_file_and_rectified(tmp_path):
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 4096, (1024, 1920)).astype(np.uint16)
+    raw_slice = rng.integers(0, 1024, (720, 1280)).astype(np.uint16)
+    save_array(tmp_path / "cam_stereo_left/a.tiff", raw)
+    save_array(tmp_path / "gated0_raw/a.tiff", raw_slice)
+    meta = tmp_path / "labeltool_labels/a.json"
+    meta.parent.mkdir()
+    folders = {"rgb": "cam_stereo_left", "gated0": "gated0_raw", "meta": "labeltool_labels"}
+    folders = {part: tmp_path / name for part, name in folders.items()}
+    preparer = Preparer(folders, CALIBRATION, "plane", 30.0, tmp_path / "out")
+    for night in (True, False):
+        meta.write_text(json.dumps({"daytime": {"night": night}}))
+        expected = raw_images.develop(raw, night)
+        expected = registration.warp(expected, registration.rectifying_map(CALIBRATION.rgb))
+        np.testing.assert_array_equal(preparer.rectified_rgb("a", "clear_night"), expected)
+    meta.write_text("{}")
+    with pytest.raises(UserError, match="^no daytime in its labeltool_labels file$"):
+        preparer.rectified_rgb("a", "clear_night")
+    del folders["meta"]
+    assert preparer.is_night("a", "snow_night")
+    assert not preparer.is_night("a", "clear_day")
+
+    raw_slice[:2] = 0
+    expected = registration.warp(raw_slice, registration.rectifying_map(CALIBRATION.gated)) >> 2
+    expected = Image.fromarray(expected.astype(np.uint8)).resize((1280, 768), Image.BILINEAR)
+    np.testing.assert_array_equal(preparer.rectified_slice("gated0", "a"), expected)
+
+
 def test_all_night_puts_no_recording_in_two_splits():
-    official = {one: [f"{split}{drive}_{frame}" for drive in range(3) for frame in range(2)]
-                for split, one in CLEAR.items()}
+    official = {
+        one: [f"{split}{drive}_{frame}" for drive in range(3) for frame in range(2)]
+        for split, one in CLEAR_LISTS.items()
+    }
     shared = [f"fog{drive}_{frame}" for drive in range(300) for frame in range(2)]
-    official |= {WEATHER[0]: [*shared, "val1_7"], WEATHER[1]: ["test2_8"], WEATHER[2]: [f"{name}9" for name in shared]}
+    official |= {
+        WEATHER_LISTS[0]: [*shared, "val1_7"],
+        WEATHER_LISTS[1]: ["test2_8"],
+        WEATHER_LISTS[2]: [f"{name}9" for name in shared],
+    }
     splits = all_night(official)
     homes = {}
     for split, frames in splits.items():
         for name in frames:
             assert homes.setdefault(recording(name), split) == split
     assert sorted(name for frames in splits.values() for name in frames) == sorted(
-        name for frames in official.values() for name in frames)
+        name for frames in official.values() for name in frames
+    )
     assert homes["val1"] == "val"
     assert homes["test2"] == "test"
     drives = [homes[f"fog{drive}"] for drive in range(300)]
@@ -123,61 +216,78 @@ def test_all_night_puts_no_recording_in_two_splits():
         assert drives.count(split) / 300 == pytest.approx(share, abs=0.08)
 
 
-# ------------------------------------------------------------------------------- the whole tool
+# ------------------------------------------------------------------------------- the whole command
+
+# Upright rectangles x0, y0, x1, y1 in metres right of and below the gated camera, far to near, with
+# their distance, brightness in RGB's green channel and brightness in the slices.
+STREET = (
+    (60, (-60, -30, 60, 30), 90, 20),
+    (45, (-12, -9, -3, 2), 60, 60),
+    (30, (2, -4, 9, 1.5), 140, 90),
+    (18, (-6, -0.5, -2, 1.4), 170, 40),
+)
 
 
-def draw(size, focal_matrix, parts, colours, background):
-    """Flat-coloured polygons of 3D corners, far to near, through a pinhole camera."""
-    image = Image.new("RGB", size, background)
+def corners(box):
+    x0, y0, x1, y1 = box
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def draw(mode, size, camera, rectangles, as_rgb=False):
+    """Rectangles (distance, box, colour) through a pinhole camera, over 0."""
+    image = Image.new(mode, size)
     canvas = ImageDraw.Draw(image)
-    for corners, colour in zip(parts, colours, strict=True):
-        pixels = corners @ focal_matrix.T
+    for distance, box, colour in rectangles:
+        points = np.array([(x, y, distance) for x, y in corners(box)])
+        if as_rgb:
+            points = (points - CALIBRATION.translation) @ CALIBRATION.rotation
+        pixels = points @ camera.rectified.T
         canvas.polygon([tuple(pixel) for pixel in pixels[:, :2] / pixels[:, 2:]], fill=colour)
     return image
 
 
+def write_official_frame(folders, name, person):
+    """A street and a person 8 m ahead: magenta in RGB, bright in the slices, by lidar."""
+    rgb = [(distance, box, (0, green, 0)) for distance, box, green, _ in STREET]
+    rgb.append((8, person, (255, 0, 255)))
+    image = draw("RGB", (1920, 1024), CALIBRATION.rgb, rgb, as_rgb=True)
+    image.save(folders["cam_stereo_left_lut/cam_stereo_left_lut"] / f"{name}.png")
+    infrared = [(distance, box, grey) for distance, box, _, grey in STREET] + [(8, person, 250)]
+    infrared = draw("L", (1280, 720), CALIBRATION.gated, infrared)
+    infrared.save(folders["gated0_rect8"] / f"{name}.png")
+    infrared.save(folders["gated1_8bit"] / f"{name}.png")
+    infrared = np.asarray(infrared)
+    Image.fromarray(infrared.astype(np.uint16) * 4).save(folders["gated2_rect"] / f"{name}.png")
+    depth = [(distance, box, distance) for distance, box, _, _ in STREET] + [(8, person, 8)]
+    depth = np.asarray(draw("F", (1280, 720), CALIBRATION.gated, depth))
+    lidar = np.zeros_like(depth)
+    lidar[::3, ::3] = depth[::3, ::3]
+    np.savez(folders["lidar_hdl64_strongest_gated"] / f"{name}.npz", lidar)
+    x0, y0, x1, y1 = box_of(infrared == 250)
+    (folders["gt_labels/gated_labels_TMP"] / f"{name}.txt").write_text(
+        f"Pedestrian 0 0 -1 {x0} {y0} {x1} {y1} {TAIL}\nDontCare 0 0 -1 0 0 0 0 {TAIL}\n"
+        f"traffic sign 0 0 -1 1 1 9 9 {TAIL}\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def download(tmp_path_factory):
-    """A folder laid out as the official one, with folders doubled by unzipping: a simulated street and one person 8 m
-    ahead, magenta in RGB and bright in the slices, drawn through the published cameras; lidar at every third pixel."""
+    """A folder with the official layout, some folders doubled by unzipping: three recordings."""
     root = tmp_path_factory.mktemp("official") / "SeeingThroughFog"
-    folders = {name: root / name for name in ("cam_stereo_left_lut/cam_stereo_left_lut", "gated0_rect8", "gated1_8bit",
-                                              "gated2_rect", "gt_labels/gated_labels_TMP", "splits",
-                                              "lidar_hdl64_strongest_gated")}
+    names = ("cam_stereo_left_lut/cam_stereo_left_lut", "gated0_rect8", "gated1_8bit")
+    names += ("gated2_rect", "gt_labels/gated_labels_TMP", "lidar_hdl64_strongest_gated", "splits")
+    folders = {name: root / name for name in names}
     for folder in folders.values():
         folder.mkdir(parents=True)
     for number, name in enumerate(NAMES):
-        rng = np.random.default_rng(number)
-        scene = sample_scene(rng, CONDITIONS["clear_day"])
-        walker = person(rng, 0.3, 8.0)
-        scene = replace(scene, things=[*(thing for thing in scene.things
-                                         if thing.kind != "Pedestrian" and thing.distance > 9), walker])
-        seen = [np.asarray(corners) * [1, -1, 1] + [0, scene.camera_height, 0]
-                for thing in scene.things for corners, _ in thing.parts]
-        matter = [(surface, thing is walker) for thing in scene.things for _, surface in thing.parts]
-        as_rgb = [(corners - CALIBRATION.translation) @ CALIBRATION.rotation for corners in seen]
-        draw((1920, 1024), CALIBRATION.rgb.rectified, as_rgb,
-             [(255, 0, 255) if own else (0, round(150 * min(surface.rgb[1], 1)) + 30, 0) for surface, own in matter],
-             (0, 120, 0)).save(folders["cam_stereo_left_lut/cam_stereo_left_lut"] / f"{name}.png")
-        infrared = draw((1280, 720), CALIBRATION.gated.rectified, seen,
-                        [(250,) * 3 if own else (round(100 * min(surface.nir, 1)),) * 3 for surface, own in matter],
-                        (0, 0, 0)).convert("L")
-        infrared.save(folders["gated0_rect8"] / f"{name}.png")
-        infrared.save(folders["gated1_8bit"] / f"{name}.png")
-        Image.fromarray(np.asarray(infrared).astype(np.uint16) * 4).save(folders["gated2_rect"] / f"{name}.png")
-        depth = rasterise(scene, (1280, 720), np.zeros(2, int)).depth
-        lidar = np.zeros((720, 1280), np.float32)
-        lidar[::3, ::3] = depth[::3, ::3]
-        np.savez(folders["lidar_hdl64_strongest_gated"] / f"{name}.npz", lidar)
-        x0, y0, x1, y1 = box_of(np.asarray(infrared) == 250)
-        (folders["gt_labels/gated_labels_TMP"] / f"{name}.txt").write_text(
-            f"Pedestrian 0 0 -1 {x0} {y0} {x1} {y1} {TAIL}\nDontCare 0 0 -1 0 0 0 0 {TAIL}\n"
-            f"traffic sign 0 0 -1 1 1 9 9 {TAIL}\n")
-    for index, one in enumerate(CLEAR.values()):
-        (folders["splits"] / f"{one}.txt").write_text("".join(f"{name[:19]},{name[20:]}\n"
-                                                              for name in NAMES[2 * index:2 * index + 2]))
-    for weather in WEATHER:
-        (folders["splits"] / f"{weather}.txt").write_text(f"{NAMES[0][:19]},99999\n")
+        left = 0.3 * number - 0.8
+        write_official_frame(folders, name, (left, -0.55, left + 0.5, 1.2))
+    for number, list_name in enumerate(CLEAR_LISTS.values()):
+        two = NAMES[2 * number : 2 * number + 2]
+        lines = [f"{name[:19]},{name[20:]}\n" for name in two]
+        (folders["splits"] / f"{list_name}.txt").write_text("".join(lines))
+    for list_name in WEATHER_LISTS:
+        (folders["splits"] / f"{list_name}.txt").write_text(f"{NAMES[0][:19]},99999\n")
     return root
 
 
@@ -188,75 +298,121 @@ def box_of(mask):
 
 
 def prepare(download, out, *more, split="clear_night", expect=0):
-    return run_script("prepare_data.py", "--source", download, "--out", out, "--split", split, "--workers", 1, *more,
-                      expect=expect)
+    """Run the command in this process."""
+    options = ("--source", download, "--out", out, "--split", split, "--workers", 1, *more)
+    done = run_here([str(ROOT / "prepare_data.py"), *map(str, options)])
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def prepared(download, tmp_path_factory):
+    """The folder of all frames prepared by the plane, and what the command printed."""
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    return out, prepare(download, out).stdout
 
 
 def person_in_rgb(out, name):
-    """Where the prepared RGB picture shows the magenta person."""
+    """Whether a pixel of the prepared RGB image shows the magenta person."""
     rgb = np.asarray(Image.open(out / "images" / f"{name}.png"))
     return (rgb[..., 0] > 130) & (rgb[..., 2] > 130)
 
 
 def covered_share(out, name):
     """The share of the person in slice 0 that is the person in RGB too."""
-    return person_in_rgb(out, name)[np.asarray(Image.open(out / "gated0" / f"{name}.png")) > 180].mean()
+    in_slice = np.asarray(Image.open(out / "gated0" / f"{name}.png")) > 180
+    return person_in_rgb(out, name)[in_slice].mean()
 
 
 def errors_of_boxes(out, name):
-    """How far the box drawn by hand is from the person in RGB and in each slice, largest side, in prepared pixels."""
+    """The distance of the label from the person in RGB and each slice, in prepared pixels.
+
+    That is the distance of the side that is farthest away.
+    """
     columns = (out / "gated_labels" / f"{name}.txt").read_text().splitlines()[0].split()
     box = np.array([float(value) for value in columns[4:8]]) * [1, 768 / 720, 1, 768 / 720]
     masks = [person_in_rgb(out, name)]
-    for number in range(3):
-        picture = Image.open(out / f"gated{number}" / f"{name}.png")
-        assert picture.mode == "L"
-        assert picture.size == (1280, 768)
-        masks.append(np.asarray(picture) > 180)
+    for folder in GATED_FOLDERS:
+        image = Image.open(out / folder / f"{name}.png")
+        assert image.mode == "L"
+        assert image.size == (1280, 768)
+        masks.append(np.asarray(image) > 180)
     return [np.abs(np.array(box_of(mask)) - box).max() for mask in masks]
 
 
-def test_boxes_fall_on_the_people_and_training_runs(download, tmp_path):
-    done = prepare(download, tmp_path / "plane")
-    assert "gated1_8bit" in done.stdout
-    assert "calibration: built in" in done.stdout
-    prepare(download, tmp_path / "lidar", "--registration", "lidar")
-    prepare(download, tmp_path / "near", "--plane-distance", 8)
+def test_boxes_are_on_the_people(download, prepared, tmp_path):
+    plane, _ = prepared
+    prepare(download, tmp_path / "lidar", "--registration", "lidar", "--limit", 2)
+    prepare(download, tmp_path / "near", "--plane-distance", 8, "--limit", 2)
     for name in NAMES:
-        rgb, *slices = errors_of_boxes(tmp_path / "plane", name)
+        rgb, *slices = errors_of_boxes(plane, name)
         assert max(slices) <= 2
         assert 15 < rgb < 32  # parallax of the plane at 30 m: 262.5 |1/8 - 1/30| = 24 px
+        assert covered_share(plane, name) < 0.85
+    for name in (NAMES[0], NAMES[-1]):
         assert errors_of_boxes(tmp_path / "near", name)[0] <= 3
-        # By depth, what stands behind the person's edge may repeat the person, so the box is not the measure here.
-        assert covered_share(tmp_path / "lidar", name) > 0.95 > 0.85 > covered_share(tmp_path / "plane", name)
-    report = json.loads((tmp_path / "plane/prepare_report.json").read_text())
-    assert report["lists"] == {"train_night": 2, "val_night": 2, "test_night": 2, "train_clear_night": 2,
-                               "val_clear_night": 2, "test_clear_night": 2, "vis_night": 2}
-    assert report["labels"] == {"DontCare": 6, "boxes without area, skipped": 6, "traffic lines, skipped": 6}
-    assert ((tmp_path / "plane/gated_labels" / f"{NAMES[0]}.txt").read_bytes()
-            == (download / "gt_labels/gated_labels_TMP" / f"{NAMES[0]}.txt").read_bytes())
-    run_script("train_teacher.py", "--data", tmp_path / "plane", "--out", tmp_path / "weights", "--run-dir",
-               tmp_path / "run", "--max-iterations", 2, *TINY)
+        # By depth, the background beside a person may repeat the person, so the box says nothing.
+        assert covered_share(tmp_path / "lidar", name) > 0.95
 
 
-def test_a_second_run_does_nothing_and_other_settings_are_refused(download, tmp_path):
+def test_the_report_has_what_was_found(download, prepared):
+    out, printed = prepared
+    assert "gated1_8bit" in printed
+    assert "calibration: built in" in printed
+    report = json.loads((out / "prepare_report.json").read_text())
+    lists = [f"{split}_{kind}" for kind in ("night", "clear_night") for split in CLEAR_LISTS]
+    assert report["lists"] == dict.fromkeys([*lists, "vis_night"], 2)
+    assert report["labels"] == {
+        "DontCare": 6,
+        "boxes without area, skipped": 6,
+        "traffic lines, skipped": 6,
+    }
+    labels = f"gated_labels_TMP/{NAMES[0]}.txt"
+    copy = out / "gated_labels" / f"{NAMES[0]}.txt"
+    assert copy.read_bytes() == (download / "gt_labels" / labels).read_bytes()
+
+
+def test_prepared_frames_are_trained_on(prepared, tmp_path):
+    folders = ("--data", prepared[0], "--out", tmp_path / "w", "--run-dir", tmp_path / "run")
+    run_script("train_teacher.py", *folders, "--max-iterations", 2, *TINY)
+
+
+def test_a_new_process_writes_what_this_one_writes(download, prepared, tmp_path):
+    preparer = Preparer(find_parts(download, False), CALIBRATION, "plane", 30.0, tmp_path)
+    results = parallel_map(preparer.prepare, [(NAMES[0], "clear_night")], 2, "frames")
+    assert list(results) == [("plane", "")]
+    written = [file for file in tmp_path.glob("*/*") if file.is_file()]
+    assert len(written) == 5
+    for file in written:
+        assert file.read_bytes() == (prepared[0] / file.relative_to(tmp_path)).read_bytes()
+
+
+def test_a_killed_process_is_one_line():
+    with pytest.raises(UserError, match="a worker process was killed.*lower --workers"):
+        list(parallel_map(os._exit, [1, 2], 2, "frames"))
+
+
+def test_a_second_call_continues_and_other_parameters_are_refused(download, tmp_path):
     out = tmp_path / "data"
     prepare(download, out, "--limit", 2)
     assert len(list((out / "images").iterdir())) == 2
     before = {file: file.stat().st_mtime_ns for file in (out / "images").iterdir()}
     (out / "images/.x.png.123").write_text("half a file")
-    done = prepare(download, out)
-    assert "2 there already, 4 plane" in done.stdout
+    done = prepare(download, out, "--limit", 3)
+    assert "2 there already, 1 plane" in done.stdout
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert len(list((out / "images").iterdir())) == 6
-    assert "plane_distance 30.0, not 25.0" in the_error(prepare(download, out, "--plane-distance", 25, expect=2))
+    assert len(list((out / "images").iterdir())) == 3
+    done = prepare(download, out, "--plane-distance", 25, expect=2)
+    assert "plane_distance 30.0, not 25.0" in the_error(done)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
-    assert "holds something else" in the_error(prepare(download, other, expect=2))
+    done = prepare(download, other, expect=2)
+    assert "holds something else" in the_error(done)
     assert [file.name for file in other.iterdir()] == ["thesis.tex"]
     (other / "thesis.tex").rename(other / "prepare_report.json")
-    assert "prepare_report.json is not a report of ours" in the_error(prepare(download, other, expect=2))
+    done = prepare(download, other, expect=2)
+    assert "prepare_report.json is not JSON" in the_error(done)
     assert (other / "prepare_report.json").read_text() == "mine"
 
 
@@ -265,8 +421,8 @@ def test_incomplete_frames_are_left_out_with_the_reason(download, tmp_path, copy
     (root / "gated1_8bit" / f"{NAMES[0]}.png").unlink()
     labels = root / "gt_labels/gated_labels_TMP"
     (labels / f"{NAMES[1]}.txt").write_text("Pedestrian 0 0 -1 9 9 1 1 " + TAIL)
-    picture = root / "cam_stereo_left_lut/cam_stereo_left_lut" / f"{NAMES[2]}.png"
-    picture.write_bytes(picture.read_bytes()[:-400])
+    image = root / "cam_stereo_left_lut/cam_stereo_left_lut" / f"{NAMES[2]}.png"
+    image.write_bytes(image.read_bytes()[:-400])
     (labels / f"{NAMES[3]}.txt").write_text("")
     (labels / f"{NAMES[4]}.txt").unlink()
     done = prepare(root, tmp_path / "data")
@@ -281,14 +437,19 @@ def test_incomplete_frames_are_left_out_with_the_reason(download, tmp_path, copy
     assert "1 no gated1_8bit file" in done.stdout
 
 
-def test_lidar_gives_way_to_the_plane_in_fog_and_where_it_is_missing(download, tmp_path, copy_of):
+def test_the_plane_replaces_lidar_in_fog_and_if_it_is_missing(download, tmp_path, copy_of):
     root = copy_of(download)
     (root / "lidar_hdl64_strongest_gated" / f"{NAMES[0]}.npz").unlink()
     (root / "splits/dense_fog_night.txt").write_text(f"{NAMES[5]}\n")
     (root / "splits/test_clear_night.txt").write_text(f"{NAMES[4]}\n")
     prepare(root, tmp_path / "data", "--registration", "lidar", split="all_night")
     report = json.loads((tmp_path / "data/prepare_report.json").read_text())
-    assert report["frames"] == {"there already": 0, "plane, no lidar": 1, "lidar": 4, "plane, in fog": 1}
+    assert report["frames"] == {
+        "there already": 0,
+        "plane, no lidar": 1,
+        "lidar": 4,
+        "plane, in fog": 1,
+    }
     assert (tmp_path / "data/test_dense_fog_night.txt").read_text() == f"{NAMES[5]}\n"
 
 
@@ -301,15 +462,28 @@ def test_a_missing_part_is_named(download, tmp_path, copy_of):
 
 
 def test_what_is_found_and_not_used_is_said(tmp_path, capsys):
-    for file in ("cam_stereo_left/a.tiff", "cam_stereo_left_lut/a.png", "gated0_rect8/a.png", "gated1_rect/a.png",
-                 "gated1_raw/a.tiff", "gated2_8bit/gated2_8bit/a.png", "gt_labels/gated_labels_TMPv2/a.txt"):
+    for file in (
+        "cam_stereo_left/a.tiff",
+        "cam_stereo_left_lut/a.png",
+        "gated0_rect8/a.png",
+        "gated1_rect/a.png",
+        "gated1_raw/a.tiff",
+        "gated2_8bit/gated2_8bit/a.png",
+        "gt_labels/gated_labels_TMPv2/a.txt",
+    ):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_bytes(b"")
-    parts = find_parts(tmp_path, lidar_needed=False)
+    parts = find_parts(tmp_path, needs_lidar=False)
     assert {part: str(folder.relative_to(tmp_path)) for part, folder in parts.items()} == {
-        "rgb": "cam_stereo_left_lut", "gated0": "gated0_rect8", "gated1": "gated1_rect",
-        "gated2": "gated2_8bit/gated2_8bit", "labels": "gt_labels/gated_labels_TMPv2"}
+        "rgb": "cam_stereo_left_lut",
+        "gated0": "gated0_rect8",
+        "gated1": "gated1_rect",
+        "gated2": "gated2_8bit/gated2_8bit",
+        "labels": "gt_labels/gated_labels_TMPv2",
+    }
     out = capsys.readouterr().out
-    assert f"rgb: {tmp_path / 'cam_stereo_left_lut'} (not used: {tmp_path / 'cam_stereo_left'})" in out
+    assert (
+        f"rgb: {tmp_path / 'cam_stereo_left_lut'} (not used: {tmp_path / 'cam_stereo_left'})" in out
+    )
     assert f"gated1: {tmp_path / 'gated1_rect'} (not used: {tmp_path / 'gated1_raw'})" in out
     assert "meta: not found, not needed" in out

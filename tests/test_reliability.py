@@ -1,4 +1,7 @@
-"""What training promises when it is killed, stopped, starved or fed damaged files: real scripts, real signals."""
+"""What training promises if it is killed, stopped, starved or fed damaged files.
+
+Real scripts, real signals.
+"""
 
 import contextlib
 import errno
@@ -14,25 +17,33 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, label_line, run_script, the_error, write_frame
+from conftest import ROOT, TINY, epochs_of, label_line, the_error, train, write_frame
 from test_engine import Seer, run_fit
-from test_engine import arguments as settings_of_fit
+from torch.utils.data import get_worker_info
 
+from cmkd.evaluation.predict import predict
 from cmkd.runtime import checkpoint, distributed
-from cmkd.runtime.failures import StopRequest, naming_dead_workers
+from cmkd.runtime.failures import StopRequest, fetch
+from cmkd.runtime.files import UserError, append_record
 from dataset import SeeingThroughFog, TrainingBatches, make_loader
-from engine import fit
-from utils import UserError, append_record
 
 
-def start_script(script, *arguments):
-    return subprocess.Popen([sys.executable, ROOT / script, *map(str, arguments)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True,
-                            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+def start_training(name, data, home, *options):
+    """Start a train script with a tiny network, in a process group of its own."""
+    places = ["--data", data, "--out", home, "--run-dir", home / "run"]
+    return subprocess.Popen(
+        [sys.executable, ROOT / f"train_{name}.py", *map(str, [*places, *TINY, *options])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
 
 
 def wait_for_saves(process, run_dir, count):
@@ -46,70 +57,71 @@ def wait_for_saves(process, run_dir, count):
         time.sleep(0.01)
 
 
-def records_of(run_dir):
-    """The log's epochs without what differs from run to run."""
-    records = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if not key.endswith("seconds")}
-            for record in records if "epoch" in record]
-
-
 def same_tensors(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_killed_stopped_and_damaged_a_run_ends_as_if_nothing_had_happened(synthetic, tmp_path, trained):
-    """SIGKILL within an epoch, a truncated checkpoint, SIGTERM, another number of loader processes: the weights are
-    those of an uninterrupted run to the bit. The adversarial script has the most to restore."""
-    common = ["--data", synthetic, "--flip", "--teacher", trained / "weights/teacher.pth", "--epochs", 3, *TINY]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_script("train_cmkd_adv.py", *common, "--out", whole, "--run-dir", whole / "run", "--workers", 2)
+def test_killed_stopped_and_damaged_a_run_ends_as_if_nothing_had_happened(
+    synthetic, tmp_path, trained
+):
+    """SIGKILL within an epoch, a truncated checkpoint, SIGTERM, another number of workers.
 
-    again = [*common, "--out", parts, "--run-dir", parts / "run", "--checkpoint-minutes", 1e-9]
-    process = start_script("train_cmkd_adv.py", *again)
-    wait_for_saves(process, parts / "run", 7)  # three steps, the epoch's end, its validation, two more steps
+    The weights are those of an uninterrupted run to the bit. The adversarial script has the most to
+    restore.
+    """
+    common = ["--flip", "--epochs", 2, "--teacher", trained / "weights/teacher.pth"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train("cmkd_adv", synthetic, whole, "--workers 1", *common)
+
+    common += ["--checkpoint-minutes", 1e-9]
+    process = start_training("cmkd_adv", synthetic, parts, *common)
+    # Three steps, the epoch's end, its validation, two more steps.
+    wait_for_saves(process, parts / "run", 7)
     process.kill()
     process.communicate()
     last = parts / "run/last.pth"
     last.write_bytes(last.read_bytes()[:-1000])
 
-    process = start_script("train_cmkd_adv.py", *again, "--resume", "--workers", 1)
-    wait_for_saves(process, parts / "run", 2)
+    process = start_training("cmkd_adv", synthetic, parts, *common, "--resume", "--workers", 1)
+    wait_for_saves(process, parts / "run", 2)  # the truncated one is the first
     process.terminate()
     out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert f"{last} is damaged" in err
-    assert re.search(r"going on after epoch 1 and [12] steps of .*previous.pth", out)
+    assert re.search(r"resuming after epoch 1 and [12] steps from .*previous.pth", out)
     assert "stopped by SIGTERM" in err
-    assert "--resume to go on" in err.splitlines()[-1]
+    assert "--resume to continue" in err.splitlines()[-1]
 
-    run_script("train_cmkd_adv.py", *again, "--resume")
-    assert [record["epoch"] for record in records_of(parts / "run")] == [1, 2, 3]
-    assert records_of(whole / "run") == records_of(parts / "run")
-    ends = [torch.load(folder / "run/last.pth", weights_only=True) for folder in (whole, parts)]
+    train("cmkd_adv", synthetic, parts, "--resume", *common)
+    assert [record["epoch"] for record in epochs_of(parts / "run")] == [1, 2]
+    assert epochs_of(whole / "run") == epochs_of(parts / "run")
+    ends = [torch.load(home / "run/last.pth", weights_only=True) for home in (whole, parts)]
+    for end in ends:
+        end["state"].pop("seconds")
     assert ends[0]["state"] == ends[1]["state"]
     for part in ("model", "also_trained"):
         assert same_tensors(ends[0][part], ends[1][part])
-    assert same_tensors(*(torch.load(folder / "cmkd_adv.pth", weights_only=True) for folder in (whole, parts)))
+    bests = [torch.load(home / "cmkd_adv.pth", weights_only=True) for home in (whole, parts)]
+    assert same_tensors(*bests)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_and_saves(synthetic, tmp_path, number):
     """It goes to all processes of the run, as from a terminal or a cluster's scheduler."""
-    run_dir = tmp_path / "run"
-    process = start_script("train_baseline.py", "--data", synthetic, "--epochs", 100, *TINY, "--workers", 2, "--out",
-                           tmp_path, "--run-dir", run_dir)
-    wait_for_saves(process, run_dir, 2)
+    process = start_training("baseline", synthetic, tmp_path, "--epochs", 100, "--workers", 2)
+    wait_for_saves(process, tmp_path / "run", 2)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     [line] = err.splitlines()
-    state = torch.load(run_dir / "last.pth", weights_only=True)["state"]
-    if place := re.search(rf"stopped by {number.name} after step (\d+) of epoch (\d+); everything is saved", line):
+    state = torch.load(tmp_path / "run/last.pth", weights_only=True)["state"]
+    stopped = rf"stopped by {number.name} after step (\d+) of epoch (\d+); everything is saved"
+    if place := re.search(stopped, line):
         assert state["iteration"] == 3 * (int(place[2]) - 1) + int(place[1])
-        assert state["under_way"]["steps"] == int(place[1])
+        assert state["steps"] == int(place[1])
     else:
         assert f"stopped by {number.name} while validating; everything is saved" in line
-        assert state["under_way"]["steps"] == 3
+        assert state["steps"] == 3
 
 
 def interrupt_twice():
@@ -127,10 +139,6 @@ def test_a_second_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def the_last_line(text):
-    return text.strip().splitlines()[-1]
-
-
 @pytest.fixture
 def one_frame(tmp_path):
     write_frame(tmp_path, "a", (1280, 720), label_line(box=(10, 10, 60, 60)))
@@ -138,9 +146,16 @@ def one_frame(tmp_path):
     return SeeingThroughFog(tmp_path, "train_night", "rgb")
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"text",
-                                    lambda content: content.replace(struct.pack("<f", 2), struct.pack("<f", 3), 1)],
-                         ids=["truncated", "empty", "text", "one value"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-100],
+        lambda content: b"",
+        lambda content: b"text",
+        lambda content: content.replace(struct.pack("<f", 2), struct.pack("<f", 3), 1),
+    ],
+    ids=["truncated", "empty", "text", "one value"],
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(one_frame, tmp_path, capsys, damage):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=2)
     last = tmp_path / "run/last.pth"
@@ -148,13 +163,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(one_frame, tmp_path, c
     assert damaged != last.read_bytes()
     last.write_bytes(damaged)
     log = run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
-    assert re.search(rf"{last} is damaged .*: it is now last.damaged, and the checkpoint before it is used",
-                     capsys.readouterr().err)
+    assert re.search(
+        rf"{last} is damaged .*: it is now last.damaged, and the checkpoint before it is used",
+        capsys.readouterr().err,
+    )
     assert (tmp_path / "run/last.damaged").read_bytes() == damaged
     assert [record["epoch"] for record in log if "epoch" in record] == [1, 2]
     (tmp_path / "run/previous.pth").write_bytes(b"")
     last.write_bytes(damaged)
-    with pytest.raises(UserError, match="has no whole checkpoint: .*last.pth and .*previous.pth damaged"):
+    with pytest.raises(
+        UserError, match="has no whole checkpoint: .*last.pth and .*previous.pth damaged"
+    ):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
     assert last.read_bytes() == damaged
 
@@ -176,7 +195,9 @@ def test_a_full_disk_leaves_a_checkpoint_to_go_on_from(one_frame, tmp_path):
     assert not checkpoint.damage_of(tmp_path / "run/last.pth")
     log = run_fit(one_frame, tmp_path, Seer({1}), epochs=3, resume=True)
     assert [record["epoch"] for record in log if "epoch" in record] == [1, 2, 3]
-    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["model"]["steps"].item() == pytest.approx(3.0)
+    assert torch.load(tmp_path / "run/last.pth", weights_only=True)["model"][
+        "steps"
+    ].item() == pytest.approx(3.0)
 
 
 class Exploit:
@@ -189,12 +210,18 @@ class Exploit:
         return os.system, (f"touch {self.file}",)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))],
-                         ids=["torch.save", "pickle"])
+@pytest.mark.parametrize(
+    "write",
+    [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))],
+    ids=["torch.save", "pickle"],
+)
 def test_nothing_in_a_training_checkpoint_is_run(one_frame, tmp_path, write):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     (tmp_path / "run/previous.pth").unlink()
-    write({**dict.fromkeys(checkpoint.PARTS, {}), "model": Exploit(tmp_path / "was_here")}, tmp_path / "run/last.pth")
+    write(
+        {**dict.fromkeys(checkpoint.CONTENT, {}), "model": Exploit(tmp_path / "was_here")},
+        tmp_path / "run/last.pth",
+    )
     with pytest.raises(UserError) as error:
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
     assert "last.pth" in str(error.value)
@@ -208,7 +235,11 @@ def test_what_a_kill_left_half_written_is_removed(one_frame, tmp_path):
         half.write_bytes(b"half")
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1, resume=True)
     assert sorted(file.name for file in (tmp_path / "w").iterdir()) == ["seer.json", "seer.pth"]
-    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["last.pth", "log.jsonl", "previous.pth"]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
+        "last.pth",
+        "log.jsonl",
+        "previous.pth",
+    ]
 
 
 def test_more_processes_do_not_train_a_finished_epoch_again(monkeypatch):
@@ -251,6 +282,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
 
 
 def three_frames(folder, damaged=""):
+    """A data folder with the lists train_night (a, b, c) and val_night (b)."""
     for name in "abc":
         write_frame(folder, name, (160, 96), label_line(box=(10, 10, 600, 600)))
     for name in damaged:
@@ -258,66 +290,26 @@ def three_frames(folder, damaged=""):
         file.write_bytes(file.read_bytes()[:200])
     (folder / "train_night.txt").write_text("a\nb\nc\n")
     (folder / "val_night.txt").write_text("b\n")
-    return ["--data", folder, "--out", folder / "w", "--run-dir", folder / "run", *TINY]
+    return folder
 
 
-def test_unreadable_frames_stop_training_or_are_skipped(tmp_path):
-    arguments = three_frames(tmp_path, damaged="ac")
-    message = the_error(run_script("train_baseline.py", *arguments, expect=2))
-    assert re.search(r"images/[ac].png cannot be read", message)
-    message = the_last_line(run_script("train_baseline.py", *arguments, "--resume", "--skip-bad", 1, expect=2).stderr)
-    assert re.search(r"2 frames cannot be read and --skip-bad allows 1; the last: .*images/[ac].png", message)
-    done = run_script("train_baseline.py", *arguments, "--resume", "--skip-bad", 2, "--epochs", 2, "--workers", 2)
-    assert sorted(line.split(": ")[1] for line in done.stderr.splitlines()) == ["skipped a", "skipped c"]
-    assert [record["skipped"] for record in records_of(tmp_path / "run")] == [2, 2]
-
-
-def test_when_nothing_can_be_read_nothing_is_trained(tmp_path):
-    arguments = three_frames(tmp_path, damaged="abc")
-    message = the_last_line(run_script("train_baseline.py", *arguments, "--skip-bad", 9, expect=2).stderr)
-    assert "train_night.txt: no frame can be read" in message
-
-
-class Deadly(SeeingThroughFog):
-    """The process that reads frame b is killed, as by a system without memory."""
-
-    def _read(self, index):
-        if self.names[index] == "b":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super()._read(index)
-
-
-def test_a_loader_process_that_dies_names_its_frame(tmp_path):
+def test_an_unreadable_frame_stops_training_until_it_is_restored(tmp_path):
+    data = three_frames(tmp_path, damaged="ac")
+    for options in ("", "--resume --workers 2"):
+        message = the_error(train("baseline", data, tmp_path, options, expect=2))
+        assert re.search(r"images/[ac].png cannot be read .*: restore it", message)
     three_frames(tmp_path)
-    model = Seer({1})
-    val = make_loader(SeeingThroughFog(tmp_path, "val_night", "rgb"), 1, 0)
-    train = make_loader(Deadly(tmp_path, "train_night", "rgb"), 1, 1, shuffle=True)
-    with pytest.raises(UserError, match=r"a loader process ended .* on .*images/b.png: look at this frame"):
-        fit(model, lambda _: {"loss": model.steps.sum()}, torch.optim.SGD(model.parameters(), lr=1.0), train, val,
-            weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run", settings={}, arguments=settings_of_fit())
+    train("baseline", data, tmp_path, "--resume --epochs 1")
+    assert [record["epoch"] for record in epochs_of(tmp_path / "run")] == [1]
 
 
-@pytest.mark.parametrize("lost", [ConnectionResetError("Connection reset by peer"), EOFError("no more data"),
-                                  RuntimeError("received 0 items of ancdata")])  # multiprocessing.reduction.recvfds
-def test_a_connection_lost_to_a_loader_process_that_ends_names_its_frame(tmp_path, lost):
-    """Between the end of its sockets and its own, torch does not see yet that it died."""
-    three_frames(tmp_path)
-    loader = make_loader(SeeingThroughFog(tmp_path, "train_night", "rgb"), 1, 1)
-    next(iter(loader))
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-    def fetch():
-        with naming_dead_workers(loader):
-            os.kill(loader.dataset.reading[0, 0].item(), signal.SIGKILL)
-            raise lost
-
-    with pytest.raises(UserError, match=rf"a loader process ended \({lost}\) on .*images/.*.png: look at this frame"):
-        fetch()
+# ----------------------------------------------------------------------------- loader workers
 
 
 @contextlib.contextmanager
 def ending_within(seconds):
-    """A wait for ever fails the test."""
+    """Waiting longer fails the test."""
+
     def give_up(*_):
         raise TimeoutError(f"still waiting after {seconds} s")
 
@@ -330,38 +322,162 @@ def ending_within(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, "No space left on device"),
-                                              (errno.EMFILE, "Too many open files")])
-def test_a_loader_process_that_can_hand_nothing_over_ends_the_run(tmp_path, monkeypatch, number, reason):
-    """Its queue would drop what it read, and torch wait for ever."""
+def fit_with_a_worker(tmp_path, dataset_class, loss=None):
+    """Train on three frames, which one worker reads as `dataset_class` does."""
     three_frames(tmp_path)
+    train_set = dataset_class(tmp_path, "train_night", "rgb")
+    val_set = SeeingThroughFog(tmp_path, "val_night", "rgb")
+    loss = loss or (lambda model, _: model.steps.sum())
+    with ending_within(60):
+        run_fit(
+            train_set,
+            tmp_path,
+            Seer({1}),
+            lambda model: loss(model, train_set),
+            val_set=val_set,
+            workers=1,
+        )
+
+
+class DiesOnFrameB(SeeingThroughFog):
+    """The worker is killed on frame b, as by a system without memory."""
+
+    def _decode(self, index):
+        if self.names[index] == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._decode(index)
+
+
+class HasNoDescriptors(SeeingThroughFog):
+    """The worker may not open another file, once it has read a frame."""
+
+    def _decode(self, index):
+        image = super()._decode(index)
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors - 1, descriptors - 1))
+        return image
+
+
+DIED = r"a loader worker died \(.*\) on .*images/{}.png: look at this frame"
+
+
+def test_a_worker_that_dies_names_its_frame(tmp_path):
+    with pytest.raises(UserError, match=DIED.format("b")):
+        fit_with_a_worker(tmp_path, DiesOnFrameB)
+
+
+def kill_worker(dataset):
+    """Kill a loader's first worker, and wait until it is gone."""
+    os.kill(dataset.reading[0, 0].item(), signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_worker_killed_during_a_step_is_named_at_the_next_batch(tmp_path):
+    """torch's handler would raise its own error within the step."""
+
+    def loss(model, train_set):
+        kill_worker(train_set)
+        return model.steps.sum()
+
+    with pytest.raises(UserError, match=DIED.format("[abc]")):
+        fit_with_a_worker(tmp_path, SeeingThroughFog, loss)
+
+
+class KillsAWorker(Seer):
+    """A detector that kills the worker of its loader."""
+
+    def forward(self, images):
+        kill_worker(self.dataset)
+        return super().forward(images)
+
+
+def test_a_worker_killed_while_a_detector_runs_is_named(tmp_path):
+    """In validation, and in test.py, which call the same function."""
+    model = KillsAWorker({0})
+    model.dataset = SeeingThroughFog(three_frames(tmp_path), "train_night", "rgb")
+    with ending_within(60), pytest.raises(UserError, match=DIED.format("[abc]")):
+        predict(model, make_loader(model.dataset, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ConnectionResetError("Connection reset by peer"),
+        EOFError("no more data"),
+        RuntimeError("received 0 items of ancdata"),  # multiprocessing.reduction.recvfds
+    ],
+)
+def test_a_connection_lost_to_a_dying_worker_names_its_frame(tmp_path, monkeypatch, lost):
+    """Between the end of its sockets and its own, torch does not see yet that it died."""
+    loader = make_loader(SeeingThroughFog(three_frames(tmp_path), "train_night", "rgb"), 1, 1)
+    batches = fetch(loader)
+    next(batches)
+
+    def lose_connection(_):
+        os.kill(loader.dataset.reading[0, 0].item(), signal.SIGKILL)
+        raise lost
+
+    monkeypatch.setattr(type(loader._iterator), "_get_data", lose_connection)
+    expected = rf"a loader worker died \({lost}\) on .*images/.*.png: look at this frame"
+    with pytest.raises(UserError, match=expected):
+        next(batches)
+
+
+def test_a_full_tmp_ends_the_run(tmp_path, monkeypatch):
+    """torch would drop what the worker read, and wait forever."""
 
     def refuse():
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(multiprocessing.util, "get_temp_dir", refuse)
-    model = Seer({1})
-    val = make_loader(SeeingThroughFog(tmp_path, "val_night", "rgb"), 1, 0)
-    train = make_loader(SeeingThroughFog(tmp_path, "train_night", "rgb"), 1, 1, shuffle=True)
-    with ending_within(60), pytest.raises(UserError, match=rf"can hand no frame over \({reason}\): it needs room in /"):
-        fit(model, lambda _: {"loss": model.steps.sum()}, torch.optim.SGD(model.parameters(), lr=1.0), train, val,
-            weights=tmp_path / "w/seer.pth", run_dir=tmp_path / "run", settings={}, arguments=settings_of_fit())
+    expected = r"worker cannot share frames \(No space left on device\): it needs space in /"
+    with pytest.raises(UserError, match=expected):
+        fit_with_a_worker(tmp_path, SeeingThroughFog)
+
+
+def test_too_few_open_files_end_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"worker cannot share frames \(.*Too many open files"):
+        fit_with_a_worker(tmp_path, HasNoDescriptors)
+
+
+def test_a_small_shared_memory_ends_the_run(tmp_path, monkeypatch):
+    """torch's own error, as on a /dev/shm of 64 MB in a container."""
+
+    share = torch.UntypedStorage.share_memory_
+
+    def share_in_the_main_process(storage):
+        if get_worker_info():
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1>: No space"
+            )
+        return share(storage)
+
+    monkeypatch.setattr(torch.UntypedStorage, "share_memory_", share_in_the_main_process)
+    with pytest.raises(UserError, match=r"cannot share frames \(unable to allocate shared memory"):
+        fit_with_a_worker(tmp_path, SeeingThroughFog)
+
+
+# ----------------------------------------------------------------------------- memory and numbers
 
 
 def test_too_little_memory_says_what_to_lower(tmp_path):
-    arguments = three_frames(tmp_path)
-    sizes = ["--min-size", 200_000, "--max-size", 400_000]
-    message = the_error(run_script("train_baseline.py", *arguments, *sizes, expect=2))
+    data = three_frames(tmp_path)
+    options = "--min-size 200000 --max-size 400000"
+    message = the_error(train("baseline", data, tmp_path, options, expect=2))
     assert "out of memory" in message
     assert "lower --batch-size, --min-size or --rois, or pass --amp" in message
 
 
 def test_the_same_seed_gives_the_same_weights(synthetic, tmp_path):
-    """Whatever the number of loader processes; with another seed they differ."""
-    for name, options in {"a": [0], "b": [2], "c": [1, "--seed", 1]}.items():
-        run_script("train_baseline.py", "--data", synthetic, "--flip", *TINY, "--max-iterations", 3, "--out",
-                   tmp_path / name, "--run-dir", tmp_path / name / "run", "--workers", *options)
-    a, b, c = (torch.load(tmp_path / name / "run/last.pth", weights_only=True)["model"] for name in "abc")
+    """Whatever the number of workers; with another seed they differ."""
+    runs = {"a": "--workers 0", "b": "--workers 2", "c": "--workers 1 --seed 1"}
+    for name, options in runs.items():
+        train("baseline", synthetic, tmp_path / name, f"--flip --max-iterations 3 {options}")
+    a, b, c = (
+        torch.load(tmp_path / name / "run/last.pth", weights_only=True)["model"] for name in runs
+    )
     assert same_tensors(a, b)
     assert not same_tensors(a, c)
 
@@ -370,7 +486,8 @@ def test_a_gradient_that_is_not_finite_takes_no_step(one_frame, tmp_path):
     """The loss is 0 and its gradient infinite."""
     model = Seer({1})
     model.steps.data.fill_(0.0)
-    with pytest.raises(UserError, match=r"non-finite .*loss 0, gradient_norm inf; frames a \(.*nonfinite.json\)"):
+    expected = r"non-finite .*loss 0, gradient_norm inf; frames a \(.*nonfinite.json\)"
+    with pytest.raises(UserError, match=expected):
         run_fit(one_frame, tmp_path, model, lambda model: model.steps.sqrt().sum())
     assert model.steps.item() == 0.0
     report = json.loads((tmp_path / "run/nonfinite.json").read_text())

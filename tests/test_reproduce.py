@@ -1,4 +1,8 @@
-"""The study: real scripts on simulated frames, with a run that fails, then whole; other settings; tables by hand."""
+"""Studies: real scripts on simulated frames, with a run that fails, then whole; tables by hand.
+
+The study that most tests look at is made once. Its jobs run in this process, one after another: a
+new process takes seconds to import torch. `scripts` has jobs that are real processes.
+"""
 
 import json
 import math
@@ -10,23 +14,29 @@ import sys
 import threading
 import time
 import types
+from concurrent.futures import Future
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script, the_error
+from conftest import ROOT, run_here, run_script, the_error
 from PIL import Image
 
 import reproduce
-from cmkd.evaluation.bootstrap import compare
+from cmkd.evaluation.bootstrap import compare_detectors
 from cmkd.evaluation.metrics import finite
 from cmkd.frames.layout import condition_lists
+from cmkd.runtime import checkpoint
 from cmkd.runtime.failures import run
+from cmkd.runtime.files import UserError
 from cmkd.study import jobs
-from cmkd.study.ablations import VARIANTS, varied
-from cmkd.study.jobs import Job, run_jobs, slots
+from cmkd.study.ablations import VARIANTS, variant_jobs
+from cmkd.study.discriminators import domain_entropy
+from cmkd.study.jobs import Job, JobRunner, environments, option_value, option_words, run_jobs
 from cmkd.study.report import (
     WITHOUT_UNSEEN,
+    FinishedRun,
     Study,
     compare_runs,
     gap_cell,
@@ -37,285 +47,434 @@ from cmkd.study.report import (
     write_results,
 )
 from dataset import SeeingThroughFog
+from models import build_discriminators
 from reproduce import PRESETS
-from utils import UserError, training_parser
+from train_cmkd_adv import domain_bce
+from utils import training_parser
 
 NETWORKS = ("teacher", "baseline", "cmkd_mse")
+LISTS = ("val_night", "test_night")
+
+# The study takes a minute: with --dist loadgroup only one worker makes it.
+pytestmark = pytest.mark.xdist_group("study")
+
+
+class Inline:
+    """An executor that works at once, in the main thread, where train scripts handle signals."""
+
+    def __init__(self, _):
+        pass
+
+    def submit(self, work, *given):
+        future = Future()
+        try:
+            future.set_result(work(*given))
+        except UserError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self):
+        pass
+
+
+def call_here(_, job, environment, log):
+    """Stands in for `JobRunner.call_script`, and leaves out what takes time and no test looks at:
+    training states, and the page's intervals."""
+    command = [str(ROOT / job.arguments[0]), *job.arguments[1:]]
+    if job.arguments[0] == "make_synthetic.py":  # needs no torch
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    else:
+        if job.name == "pictures":
+            command += ["--draws", "2"]
+        with patch.object(checkpoint, "save"):
+            done = run_here(command)
+    log.write_text(done.stderr)
+    return done.returncode
+
+
+def run_study(script, *arguments, expect=0):
+    """Run a script and its jobs in this process."""
+    with (
+        patch.object(jobs, "ThreadPoolExecutor", Inline),
+        patch.object(JobRunner, "call_script", call_here),
+    ):
+        done = run_here([str(ROOT / script), *map(str, arguments)])
+    assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def read(file):
+    return json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module")
 def study(synthetic, tmp_path_factory):
-    """A study of two seeds: the first call, in which one run cannot write, the second one, and the folder."""
+    """A study of two seeds, called twice; in the first call one run cannot write."""
     out = tmp_path_factory.mktemp("study") / "out"
-    command = ["reproduce.py", "--data", synthetic, "--out", out, "--seeds", 3, 5, "--students", "cmkd_mse", "--init",
-               "none", "--min-size", 64, "--epochs", 1, "--draws", 20]
+    command = ["reproduce.py", "--data", synthetic, "--out", out, "--seeds", 3, 5]
+    command += ["--students", "cmkd_mse", "--init", "none", "--min-size", 64, "--epochs", 1]
+    command += ["--draws", 20]
     (out / "seed5").mkdir(parents=True)
     (out / "jobs.json").write_text("{}")
     (out / "seed5/cmkd_mse").write_text("in the way")
-    first = run_script(*command, expect=2)
-    first_table, first_results = (out / "results.md").read_text(), json.loads((out / "results.json").read_text())
+    first = run_study(*command, expect=2)
+    first_table, first_results = (out / "results.md").read_text(), read(out / "results.json")
     (out / "seed5/cmkd_mse").unlink()
-    yield first, first_table, first_results, run_script(*command), out, command
-    shutil.rmtree(out)  # 4 GB that would else stay until all tests are over
+    second = run_study(*command)
+    yield types.SimpleNamespace(
+        out=out,
+        command=command,
+        first=first,
+        first_table=first_table,
+        first_results=first_results,
+        second=second,
+    )
+    shutil.rmtree(out)  # gigabytes that would otherwise stay until all tests are over
 
 
 def test_what_fails_leaves_a_hole(study):
     """The gap is that of the seed which all networks have."""
-    first, table, results, *_ = study
-    errors = first.stderr.strip().splitlines()
-    assert any(line.startswith("warning: seed5/cmkd_mse: ") and "cannot be written" in line for line in errors)
+    errors = study.first.stderr.strip().splitlines()
+    assert any(
+        line.startswith("warning: seed5/cmkd_mse: ") and "cannot be written" in line
+        for line in errors
+    )
     assert "warning: test/seed5/cmkd_mse: there is no seed5/cmkd_mse" in errors
     assert errors[-1].startswith("reproduce.py: error: 2 of 12 jobs failed")
-    assert [row.split(" | ")[2] for row in table.splitlines()[2:5]] == ["2", "2", "1 of 2"]
+    rows = study.first_table.splitlines()[2:5]
+    assert [row.split(" | ")[2] for row in rows] == ["2", "2", "1 of 2"]
     for name in NETWORKS:
-        seed3 = results["runs"][name]["3"]["metrics"]["val_night"]["AP"]
-        assert results["comparison"]["val_night"][name]["AP"]["value"] == pytest.approx(seed3, abs=1e-12)
+        seed3 = study.first_results["runs"][name]["3"]["metrics"]["val_night"]["AP"]
+        entry = study.first_results["comparison"]["val_night"][name]["AP"]
+        assert entry["value"] == pytest.approx(seed3, abs=1e-12)
 
 
 def test_what_is_done_is_not_done_again(study):
-    *_, second, out, _ = study
-    started = [line for line in second.stdout.splitlines() if line.startswith("$ python ")]
+    lines = study.second.stdout.splitlines()
+    started = [line for line in lines if line.startswith("$ python ")]
     assert [line.split()[2] for line in started] == ["train_cmkd_mse.py", "test.py"]
     assert all("seed5" in line for line in started)
-    assert all(job["done"] for job in json.loads((out / "jobs.json").read_text()).values())
+    assert all(job["done"] for job in read(study.out / "jobs.json").values())
 
 
 def test_the_table_is_that_of_the_runs(study, synthetic):
-    """Means and deviations over the seeds' own scores, the pooled comparison's AP, the gap between the means."""
-    *_, out, _ = study
-    results = json.loads((out / "results.json").read_text())
-    values = {}
-    for name in NETWORKS:
-        for one in ("val_night", "test_night"):
-            aps = [json.loads((out / f"seed{seed}" / name / "scores.json").read_text())["metrics"][one][name]["AP"]
-                   for seed in (3, 5)]
-            values[name, one] = statistics.mean(aps)
-            assert results["comparison"][one][name]["AP"]["value"] == pytest.approx(values[name, one], abs=1e-12)
-    assert values["teacher", "val_night"] != values["baseline", "val_night"]
-    row = (out / "results.md").read_text().splitlines()[4].strip("| ").split(" | ")
+    """Means over the seeds' own APs, the pooled comparison's AP, the gap between the means."""
+    results, table = read(study.out / "results.json"), (study.out / "results.md").read_text()
+    row = table.splitlines()[4].strip("| ").split(" | ")
     assert row[:3] == ["cmkd_mse", "RGB", "2"]
-    assert row[3].startswith(f"{100 * values['cmkd_mse', 'val_night']:.1f} ± ")
-    shares = [results["comparison"][one]["cmkd_mse"]["AP"]["gap_closed"] for one in ("val_night", "test_night")]
-    gaps = [values["teacher", one] - values["baseline", one] for one in ("val_night", "test_night")]
-    for cell, share, gap, one in zip(row[8:10], shares, gaps, ("val_night", "test_night"), strict=True):
+    for list_name, cell in zip(LISTS, row[8:10], strict=True):
+        comparison, means = results["comparison"][list_name], {}
+        for name in NETWORKS:
+            files = [study.out / f"seed{seed}" / name / "scores.json" for seed in (3, 5)]
+            aps = [read(file)["metrics"][list_name][name]["AP"] for file in files]
+            means[name] = statistics.mean(aps)
+            assert comparison[name]["AP"]["value"] == pytest.approx(means[name], abs=1e-12)
+        if list_name == "val_night":
+            assert row[3].startswith(f"{100 * means['cmkd_mse']:.1f} ± ")
+            assert means["teacher"] != means["baseline"]
+        share = comparison["cmkd_mse"]["AP"]["gap_closed"]
+        gap = means["teacher"] - means["baseline"]
         if gap > 0:
-            assert share == pytest.approx((values["cmkd_mse", one] - values["baseline", one]) / gap)
-            assert cell.startswith(f"{100 * share:.0f} %")
+            assert share == pytest.approx((means["cmkd_mse"] - means["baseline"]) / gap)
+            assert cell.startswith(f"{round(100 * share)} %")
         else:
             assert (share, cell) == (None, "-")
-    log = [json.loads(line) for line in (out / "seed3/teacher/log.jsonl").read_text().splitlines()]
-    assert results["runs"]["teacher"]["3"]["minutes"] == pytest.approx(
-        (log[-1]["train_seconds"] + log[-1]["val_seconds"]) / 60)
-    assert results["runs"]["teacher"]["3"]["epoch"] == 1
-    commit = json.loads((out / "seed3/teacher.json").read_text())["versions"]["git"]
-    assert results["runs"]["teacher"]["3"]["git"] == commit
-    assert f"Commit {commit}." in (out / "results.md").read_text()
-    lists = ("val_night", "test_night")
-    conditions = {each for one in lists for each in condition_lists(synthetic, one)}
-    assert set(results["comparison"]) == {*lists, WITHOUT_UNSEEN, *conditions}
+    conditions = {each for name in LISTS for each in condition_lists(synthetic, name)}
+    assert set(results["comparison"]) == {*LISTS, WITHOUT_UNSEEN, *conditions}
 
 
-def test_the_gap_among_those_whom_rgb_shows(synthetic):
-    """A teacher that finds everybody, a baseline that finds half of those whom RGB shows, and a student that finds all
-    of those, which closes this gap."""
-    study = Study(synthetic, "val_night", "test_night", [0], {}, 20)
-    classes, found = ["Pedestrian"], {}
-    for one in ("val_night", "test_night"):
-        people = SeeingThroughFog(synthetic, one, "rgb", classes).ground_truth()["annotations"]
-        everybody = [{**{key: person[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9}
-                     for person in people]
-        shown = [box for box, person in zip(everybody, people, strict=True)
-                 if not (person["visible_gated"] and not person["visible_rgb"])]
+def test_what_a_run_took(study):
+    results = read(study.out / "results.json")
+    log = (study.out / "seed3/teacher/log.jsonl").read_text().splitlines()
+    last, summary = json.loads(log[-1]), results["runs"]["teacher"]["3"]
+    minutes = (last["train_seconds"] + last["val_seconds"]) / 60
+    assert summary["minutes"] == pytest.approx(minutes)
+    assert summary["epoch"] == 1
+    commit = read(study.out / "seed3/teacher.json")["versions"]["git"]
+    assert summary["git"] == commit
+    assert f"Commit {commit}." in (study.out / "results.md").read_text()
+
+
+def test_the_gap_without_the_unseen(synthetic):
+    """A teacher that finds everybody, a baseline that finds half of those whom RGB shows, and a
+    student that finds all of those, which closes this gap."""
+    classes = ["Pedestrian"]
+    found = {"teacher": {}, "baseline": {}, "cmkd_mse": {}}
+    for list_name in LISTS:
+        people = SeeingThroughFog(synthetic, list_name, "rgb", classes).ground_truth()
+        everybody, shown = [], []
+        for person in people["annotations"]:
+            keys = ("image_id", "category_id", "bbox")
+            everybody.append({**{key: person[key] for key in keys}, "score": 0.9})
+            if person["visible_rgb"] or not person["visible_gated"]:
+                shown.append(everybody[-1])
         assert 1 < len(shown) < len(everybody)
-        found[one] = {"teacher": {0: everybody}, "baseline": {0: shown[::2]}, "cmkd_mse": {0: shown}}
-    _, comparisons = compare_runs(study, found, {"classes": classes, "ignore": None})
-    scores, among_all = ({name: by_score["AP"] for name, by_score in comparisons[one].items()}
-                         for one in (WITHOUT_UNSEEN, "test_night"))
-    assert scores["teacher"]["value"] == scores["cmkd_mse"]["value"] == scores["cmkd_mse"]["gap_closed"] == 1
+        found["teacher"][list_name] = everybody
+        found["baseline"][list_name] = shown[::2]
+        found["cmkd_mse"][list_name] = shown
+    runs = {name: {0: FinishedRun({}, found[name], classes, [])} for name in found}
+    _, comparisons = compare_runs(Study(synthetic, *LISTS, [0], {}, 20), runs)
+    seen, among_all = (
+        {name: by_metric["AP"] for name, by_metric in comparisons[list_name].items()}
+        for list_name in (WITHOUT_UNSEEN, "test_night")
+    )
+    assert seen["teacher"]["value"] == seen["cmkd_mse"]["value"] == 1
+    assert seen["cmkd_mse"]["gap_closed"] == 1
     assert among_all["cmkd_mse"]["value"] < 1 == among_all["teacher"]["value"]
-    assert 0.3 < scores["baseline"]["value"] < 0.7
-    assert scores["baseline"]["value"] > among_all["baseline"]["value"]
+    assert 0.3 < seen["baseline"]["value"] < 0.7
+    assert seen["baseline"]["value"] > among_all["baseline"]["value"]
     sentence = gap_without_unseen(comparisons[WITHOUT_UNSEEN])
-    assert f"the teacher has AP 100.0 and the baseline {100 * scores['baseline']['value']:.1f}; gap" in sentence
+    baseline = f"{100 * seen['baseline']['value']:.1f}"
+    assert f"the teacher has AP 100.0 and the baseline {baseline}; gap" in sentence
     assert "gap closed: cmkd_mse 100 %" in sentence
 
 
 def test_the_table_says_what_is_left_without_the_unseen(study):
-    *_, out, _ = study
-    assert "Without the unseen, who then count neither as found nor as missed" in (out / "results.md").read_text()
+    text = (study.out / "results.md").read_text()
+    assert "Without the unseen, who then count neither as found nor as missed" in text
 
 
 def test_the_pictures(study):
-    *_, out, _ = study
-    picture = np.asarray(Image.open(out / "results.png").convert("RGB"))
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100  # bars of three hues, not axes alone
-    page = (out / "comparison.html").read_text()
+    picture = np.asarray(Image.open(study.out / "results.png").convert("RGB"))
+    # Bars of three hues, not axes alone.
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    page = (study.out / "comparison.html").read_text()
     assert all(f"<figcaption>{name}, " in page for name in NETWORKS)
-    assert Image.open(out / "gallery.png").width > 300
+    assert Image.open(study.out / "gallery.png").width > 300
 
 
 def test_seeds_differ_and_options_reach_the_scripts(study):
-    *_, out, _ = study
-    weights = [torch.load(out / f"seed{seed}/teacher.pth", weights_only=True)["backbone.body.conv1.weight"]
-               for seed in (3, 5)]
-    assert not torch.equal(*weights)
-    arguments = json.loads((out / "seed3/cmkd_mse.json").read_text())["arguments"]
-    assert (arguments["init"], arguments["min_size"], arguments["epochs"], arguments["seed"]) == ("none", 64, 1, 3)
-    assert arguments["teacher"] == str(out / "seed3/teacher.pth")
-    assert arguments["rois"] == 32  # the preset's
+    teachers = [
+        torch.load(study.out / f"seed{seed}/teacher.pth", weights_only=True) for seed in (3, 5)
+    ]
+    assert not torch.equal(*(state["backbone.body.conv1.weight"] for state in teachers))
+    arguments = read(study.out / "seed3/cmkd_mse.json")["arguments"]
+    expected = {"init": "none", "min_size": 64, "epochs": 1, "seed": 3}
+    expected["rois"] = 32  # the preset's
+    expected["teacher"] = str(study.out / "seed3/teacher.pth")
+    assert {name: arguments[name] for name in expected} == expected
+
+
+ABLATIONS = "cmkd/study/ablations.py"
 
 
 def test_ablations_vary_runs_of_the_study(study, synthetic, tmp_path):
-    """One option more, or other slices in the three places; compared with the study's run of that seed."""
-    *_, out, _ = study
+    """One option more, or other slices; compared with the study's run of that seed."""
+    out, file = study.out, tmp_path / "a.json"
     truth = SeeingThroughFog(synthetic, "val_night", "rgb").ground_truth()
-    names = ("mse 5", "teacher, slice 2 alone")
-    run_script("cmkd/study/ablations.py", "--study", out, "--seeds", 3, "--only", *names, "--draws", 20, "--json",
-               tmp_path / "a.json")
-    figures = json.loads((tmp_path / "a.json").read_text())
-    for name, reference in zip(names, ("cmkd_mse", "teacher"), strict=True):
-        weights = out / "ablations" / name.replace(",", "").replace(" ", "_") / f"seed3/{reference}.json"
-        varied, original = (json.loads(file.read_text())
-                            for file in (weights, out / f"seed3/{reference}.json"))
-        differ = {key for key, value in varied["arguments"].items() if value != original["arguments"][key]}
+    references = {"mse 5": "cmkd_mse", "teacher, slice 2 alone": "teacher"}
+    options = ["--study", out, "--seeds", 3, "--only", *references]
+    run_study(ABLATIONS, *options, "--draws", 20, "--json", file)
+    figures = read(file)
+    for name, reference in references.items():
+        folder = out / "ablations" / name.replace(",", "").replace(" ", "_") / "seed3"
+        varied, original = (read(place / f"{reference}.json") for place in (folder, out / "seed3"))
+        differ = {
+            option
+            for option, value in varied["arguments"].items()
+            if value != original["arguments"][option]
+        }
         assert differ == {"out", "run_dir", "mse_weight" if name == "mse 5" else "data"}
         own, of = 100 * varied["val"]["AP"], 100 * original["val"]["AP"]
-        assert (figures[name]["variant"], figures[name]["reference"]) == ([pytest.approx(own)], [pytest.approx(of)])
+        assert figures[name]["variant"] == [pytest.approx(own)]
+        assert figures[name]["reference"] == [pytest.approx(of)]
         assert figures[name]["difference"] == pytest.approx(own - of)
-        detections = {role: [json.loads((folder / "detections.val_night.json").read_text())]
-                      for role, folder in (("before", out / f"seed3/{reference}"), ("after", weights.parent))}
-        interval = compare(truth, detections, "before", None, 20)["after"]["AP"]["difference_interval"]
-        assert figures[name]["interval"] == pytest.approx([100 * edge for edge in interval])
+        detections = {
+            "before": [read(out / "seed3" / reference / "detections.val_night.json")],
+            "after": [read(folder / "detections.val_night.json")],
+        }
+        comparison = compare_detectors(truth, detections, "before", None, 20)
+        ends = comparison["after"]["AP"]["difference_interval"]
+        assert figures[name]["interval"] == pytest.approx([100 * end for end in ends])
     assert varied["val"] != original["val"]
-    linked = out / "slices222"
-    assert (linked / "gated0").resolve() == (linked / "gated2").resolve() != (linked / "images").resolve()
-    assert "| gated slices | teacher, slice 2 alone | teacher | 1 |" in (tmp_path / "a.md").read_text()
-    run_script("cmkd/study/ablations.py", "--study", out, "--seeds", 3, "--only", "mse 0.05", "--epochs", 1, "--draws",
-               20, "--json", tmp_path / "b.json")
-    again = json.loads((tmp_path / "b.json").read_text())["mse 0.05"]["reference"]  # trained again, in as many epochs
-    assert again == figures["mse 5"]["reference"]
-    assert (out / "ablations/1_epochs/cmkd_mse/seed3/cmkd_mse.pth").is_file()
-    # Who trains what is varied again needs a teacher from the study, and nothing else.
-    whole = (out / "jobs.json").read_text()
+    first, last, rgb = (
+        (out / "slices222" / folder).resolve() for folder in ("gated0", "gated2", "images")
+    )
+    assert first == last != rgb
+    table = file.with_suffix(".md").read_text()
+    assert "| gated slices | teacher, slice 2 alone | teacher | 1 |" in table
+
+
+def test_ablations_of_other_epochs_train_their_references(study, tmp_path):
+    """Their students need a teacher from the study, and nothing else."""
+    out, records_file = study.out, study.out / "jobs.json"
+    whole = records_file.read_text()
     records = json.loads(whole)
     records["test/seed5/cmkd_mse"]["done"] = False
-    (out / "jobs.json").write_text(json.dumps(records))
-    vary = ["cmkd/study/ablations.py", "--study", out, "--seeds", 5, "--only"]
+    records_file.write_text(json.dumps(records))
+    options = ["--study", out, "--draws", 20, "--json", tmp_path / "b.json", "--seeds"]
     try:
-        run_script(*vary, "mse 0.05", "--epochs", 1, "--draws", 20)
-        error = the_error(run_script(*vary, "mse 5", expect=2))
+        run_study(ABLATIONS, *options, 5, "--only", "mse 0.05", "--epochs", 1)
+        error = the_error(run_study(ABLATIONS, *options, 5, "--only", "mse 5", expect=2))
     finally:
-        (out / "jobs.json").write_text(whole)
+        records_file.write_text(whole)
     assert "no finished seed5/cmkd_mse" in error
-    settings = json.loads((out / "ablations/1_epochs/mse_0.05/seed5/cmkd_mse.json").read_text())
+    # Trained once more, in as many epochs: the same as the study's.
+    reference = read(tmp_path / "b.json")["mse 0.05"]["reference"]
+    assert reference == [100 * read(out / "seed5/cmkd_mse.json")["val"]["AP"]]
+    assert (out / "ablations/1_epochs/cmkd_mse/seed5/cmkd_mse.pth").is_file()
+    settings = read(out / "ablations/1_epochs/mse_0.05/seed5/cmkd_mse.json")
     assert settings["arguments"]["mse_weight"] == 0.05
-    error = the_error(run_script("cmkd/study/ablations.py", "--study", out, "--seeds", 4, "--only", "mse 5", expect=2))
+
+
+def test_an_ablation_needs_the_seed_in_the_study(study):
+    """In a process of its own, as a user runs it."""
+    options = ["--study", study.out, "--seeds", 4, "--only", "mse 5"]
+    error = the_error(run_script(ABLATIONS, *options, expect=2))
     assert "no finished seed4/cmkd_mse" in error
 
 
-def test_networks_are_tested_on_brighter_and_darker_nights(study, synthetic, tmp_path):
+def test_networks_are_tested_on_brighter_and_darker_nights(study, tmp_path):
     """The same places in more and less light; the networks are the study's, of both seeds."""
-    *_, out, _ = study
-    jobs_file, script = out / "jobs.json", ["cmkd/study/visible_share.py", "--study", out, "--seeds", 3, 5]
-    assert "has data of its own" in the_error(run_script(*script, expect=2))
-    whole = jobs_file.read_text()
-    records = {**json.loads(whole), "nights": {"arguments": ["make_synthetic.py", "--size", "128x80"], "done": True}}
-    jobs_file.write_text(json.dumps(records))
+    out, records_file, script = study.out, study.out / "jobs.json", "cmkd/study/visible_share.py"
+    options = ["--study", out, "--shares", 0.2, 0.8, "--frames", 6, "--draws", 20]
+    options += ["--json", tmp_path / "s.json", "--seeds"]
+    assert "has data of its own" in the_error(run_study(script, *options, 3, 5, expect=2))
+    whole = records_file.read_text()
+    nights = {"arguments": ["make_synthetic.py", "--size", "128x80"], "done": True}
+    records_file.write_text(json.dumps({**json.loads(whole), "nights": nights}))
     try:
-        run_script(*script, "--shares", 0.2, 0.8, "--frames", 6, "--draws", 20, "--json", tmp_path / "s.json")
-        assert "no finished teacher and baseline" in the_error(run_script(*script, "--seeds", 4, expect=2))
+        run_study(script, *options, 3, 5)
+        error = the_error(run_study(script, *options, 4, expect=2))
     finally:
-        jobs_file.write_text(whole)
-    figures = json.loads((tmp_path / "s.json").read_text())
-    shares = {one: out / f"shares/6_frames_{one}" for one in ("0.2", "0.8")}
-    dark, bright = (figures[one] for one in ("0.2", "0.8"))
+        records_file.write_text(whole)
+    assert "no finished teacher and baseline" in error
+
+    figures = read(tmp_path / "s.json")
+    dark, bright = figures["0.2"], figures["0.8"]
     assert dark["measured"]["people"] == bright["measured"]["people"] > 0
     assert dark["measured"]["visible_rgb"] < bright["measured"]["visible_rgb"]
-    for one, folder in shares.items():
-        scores = [json.loads((folder / f"seed{seed}/scores.json").read_text()) for seed in (3, 5)]
-        for name in NETWORKS:
-            assert figures[one]["all"][name]["AP"]["value"] == pytest.approx(
-                statistics.mean(score["metrics"]["test_night"][name]["AP"] for score in scores), abs=1e-12)
-        assert [score["weights"] for score in scores] == [
-            [str(out / f"seed{seed}/{name}.pth") for name in NETWORKS] for seed in (3, 5)]
-        truth = SeeingThroughFog(folder / "data", "test_night", "rgb").ground_truth()
-        found = {name: [json.loads((folder / f"seed{seed}/detections.{name}.json").read_text()) for seed in (3, 5)]
-                 for name in NETWORKS}
-        assert figures[one][WITHOUT_UNSEEN] == finite(
-            compare(without_unseen(truth), found, "baseline", "teacher", 20))
-        simulated = json.loads((folder / "data/synthetic.json").read_text())["parameters"]
-        assert simulated["seed"] not in (0, 1_000_000)  # those of a study's nights and days
-        assert simulated["visible_share"] == float(one)
     assert dark["all"]["teacher"] != dark["all"]["baseline"]
+    for share in ("0.2", "0.8"):
+        check_share(figures[share], out, float(share))
     rows = (tmp_path / "s.md").read_text().splitlines()
     assert len(rows) == 2 + 2 * 2
     assert rows[2].startswith(f"| {100 * dark['measured']['visible_rgb']:.0f} % | ")
     assert f"| {WITHOUT_UNSEEN} | " in rows[3]
-    for name, cell in zip(NETWORKS, rows[3].split(" | ")[3:], strict=False):
-        assert cell == f"{100 * dark[WITHOUT_UNSEEN][name]['AP']['value']:.1f}"
+    cells = rows[3].split(" | ")[3:6]
+    assert cells == [f"{100 * dark[WITHOUT_UNSEEN][name]['AP']['value']:.1f}" for name in NETWORKS]
 
 
-def test_an_ablation_may_begin_with_weights_of_its_seed(tmp_path):
-    """Of two --init and two --epochs argparse takes the last. Runs of other lengths have other names and folders."""
-    study = {"test/seed3/baseline": {"done": True}, "seed3/baseline": {"arguments": [
-        "train_baseline.py", "--val-list", "val_night", "--data", "data", "--init", "days.pth", "--seed", "3",
-        "--epochs", "6"]}}
-    name = "baseline, from baseline"
+def check_share(figures, out, share):
+    """The figures of a share are those of the tests in its folder."""
+    folder = out / f"shares/6_frames_{share:g}"
+    scores = {seed: read(folder / f"seed{seed}/scores.json") for seed in (3, 5)}
+    for seed, score in scores.items():
+        assert score["weights"] == [str(out / f"seed{seed}/{name}.pth") for name in NETWORKS]
+    for name in NETWORKS:
+        aps = [score["metrics"]["test_night"][name]["AP"] for score in scores.values()]
+        mean = statistics.mean(aps)
+        assert figures["all"][name]["AP"]["value"] == pytest.approx(mean, abs=1e-12)
+    truth = SeeingThroughFog(folder / "data", "test_night", "rgb").ground_truth()
+    found = {
+        name: [read(folder / f"seed{seed}/detections.{name}.json") for seed in (3, 5)]
+        for name in NETWORKS
+    }
+    comparison = compare_detectors(without_unseen(truth), found, "baseline", "teacher", 20)
+    assert figures[WITHOUT_UNSEEN] == finite(comparison)
+    simulated = read(folder / "data/synthetic.json")["parameters"]
+    assert simulated["seed"] not in (0, 1_000_000)  # those of a study's nights and days
+    assert simulated["visible_share"] == share
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A study's records of a baseline and a teacher of seed 3."""
+    options = {"val_list": "val_night", "data": "data", "init": "days.pth", "seed": 3, "epochs": 6}
+    return {
+        "test/seed3/teacher": {"done": True},
+        "test/seed3/baseline": {"done": True},
+        "seed3/baseline": {"arguments": ["train_baseline.py", *option_words(**options)]},
+    }
+
+
+@pytest.mark.parametrize(("start", "stem"), [("baseline", "reinit"), ("teacher", "inflate")])
+def test_an_ablation_may_begin_with_weights_of_its_seed(tmp_path, records, start, stem):
+    """Of two --init argparse takes the last. Runs of other epochs have other names and folders."""
+    name = f"baseline, from {start}"
     runs = {}
     for epochs in (None, 2):
         own = types.SimpleNamespace(study=tmp_path, epochs=epochs)
-        runs[epochs], test = varied(name, VARIANTS[name], 3, own, study)
+        runs[epochs], test = variant_jobs(name, VARIANTS[name], 3, own, records)
         assert test.needs == (runs[epochs].name,)
         args = training_parser("baseline", None).parse_args(runs[epochs].arguments[1:])
-        assert (args.init, args.seed, args.epochs) == (str(tmp_path / "seed3/baseline.pth"), 3, epochs or 6)
+        assert (args.init, args.stem) == (str(tmp_path / f"seed3/{start}.pth"), stem)
+        assert (args.seed, args.epochs) == (3, epochs or 6)
         assert runs[epochs].makes.parent == args.out == args.run_dir != tmp_path / "seed3"
     assert runs[None].name != runs[2].name
     assert runs[None].makes != runs[2].makes
-    study["test/seed3/baseline"]["done"] = False  # its weights may be those of its first epoch
-    with pytest.raises(UserError, match="no finished seed3/baseline"):
-        varied(name, VARIANTS[name], 3, own, study)
+    # Its weights may be those of its first epoch.
+    records[f"test/seed3/{start}"]["done"] = False
+    for epochs in (None, 2):
+        own = types.SimpleNamespace(study=tmp_path, epochs=epochs)
+        with pytest.raises(UserError, match=f"no finished seed3/{start}"):
+            variant_jobs(name, VARIANTS[name], 3, own, records)
     with pytest.raises(UserError, match="no finished seed3/cmkd_mse"):
-        varied("mse 5", VARIANTS["mse 5"], 3, own, study)
+        variant_jobs("mse 5", VARIANTS["mse 5"], 3, own, records)
 
 
 def test_discriminators_are_watched(study, tmp_path):
-    """In the first steps, at rates near zero, they cannot tell; a leaky ReLU makes other ones of them."""
-    *_, out, _ = study
-    watch = ["cmkd/study/discriminators.py", "--study", out, "--seed"]
+    """In the first steps, at rates near zero, they cannot tell. A leaky ReLU changes them."""
+    options = ["--study", study.out, "--steps", 10, "--json", tmp_path / "d.json", "--seed"]
     rows = {}
     for slope in (0, 0.2):
-        run_script(*watch, 3, "--steps", 10, "--slope", slope, "--json", tmp_path / "d.json")
-        figures = json.loads((tmp_path / "d.json").read_text())
-        rows[slope] = figures["rows"]
-        assert [row[0] for row in figures["rows"]] == list(range(1, 11))
-        values = np.array(figures["rows"])[:, 1:].reshape(10, 3, 4)  # entropy, right, alive; by level
-        assert np.abs(values[0, 0] - math.log(2)).max() < 0.2
-        assert ((values[:, 1:] >= 0) & (values[:, 1:] <= 1)).all()
-        assert 0 < values[:, 2].mean() < 1
+        run_study("cmkd/study/discriminators.py", *options, 3, "--slope", slope)
+        rows[slope] = read(tmp_path / "d.json")["rows"]
+        assert [row[0] for row in rows[slope]] == list(range(1, 11))
+        values = np.array(rows[slope])[:, 1:]
+        entropy, right, alive = values.reshape(10, 3, 4).transpose(1, 0, 2)  # [steps, levels]
+        assert np.abs(entropy[0] - math.log(2)).max() < 0.2
+        for share in (right, alive):
+            assert ((share >= 0) & (share <= 1)).all()
+        assert 0 < alive.mean() < 1
     assert rows[0] != rows[0.2]
-    assert "has no teacher of seed 4" in the_error(run_script(*watch, 4, expect=2))
+    error = the_error(run_study("cmkd/study/discriminators.py", *options, 4, expect=2))
+    assert "has no teacher of seed 4" in error
+
+
+def test_watched_discriminators_have_the_loss_of_training():
+    """The mean over the levels, and its gradient, are those of train_cmkd_adv.py."""
+    discriminators = build_discriminators().eval()
+    sizes = {"0": (32, 54), "1": (16, 27), "2": (16, 27), "3": (16, 27)}
+    student = {level: torch.randn(1, 256, *size) for level, size in sizes.items()}
+    teacher = {level: torch.randn(1, 256, *size) for level, size in sizes.items()}
+    for maps in student.values():
+        maps.requires_grad_()
+    parts = [
+        domain_entropy(discriminators[level], student[level], teacher[level], 0.3)
+        for level in sizes
+    ]
+    losses = torch.stack(parts).mean(), domain_bce(discriminators, student, teacher, 0.3)
+    gradients = [torch.autograd.grad(loss, list(student.values())) for loss in losses]
+    assert torch.equal(*losses)
+    for own, expected in zip(*gradients, strict=True):
+        assert own.abs().sum() > 0
+        assert torch.equal(own, expected)
 
 
 def test_other_settings_are_refused(study):
-    *_, out, command = study
-    before = (out / "results.md").read_bytes(), (out / "jobs.json").read_bytes()
-    error = the_error(run_script(*command, "--epochs", 2, expect=2))
-    assert str(out) in error
+    files = [study.out / name for name in ("results.md", "jobs.json")]
+    before = [file.read_bytes() for file in files]
+    error = the_error(run_study(*study.command, "--epochs", 2, expect=2))
+    assert str(study.out) in error
     assert "'1' there and '2' here" in error
-    assert ((out / "results.md").read_bytes(), (out / "jobs.json").read_bytes()) == before
+    assert [file.read_bytes() for file in files] == before
 
 
-@pytest.mark.parametrize(("options", "part"), [
-    (["--preset", "paper", "--data", "nowhere"], "without a GPU"),
-    (["--data", "nowhere"], "nowhere/train_night.txt is missing"),
-    (["--seeds", "1", "1"], "--seeds names one twice"),
-    (["--students", "cmkd_mse", "cmkd_mse"], "--students names one twice"),
-    (["--students", "cmkd"], "invalid choice: 'cmkd'"),
-    (["--lr", "0,005"], "argument --lr: '0,005'"),
-    (["--stem", "inflat"], "argument --stem: invalid choice"),
-    (["--init", "no.pth"], "--init no.pth is missing"),
-    (["--test-list", "val_night"], "cannot judge them"),
-])
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--preset", "paper", "--data", "nowhere"], "without a GPU"),
+        (["--data", "nowhere"], "nowhere/train_night.txt is missing"),
+        (["--seeds", "1", "1"], "--seeds names one twice"),
+        (["--students", "cmkd_mse", "cmkd_mse"], "--students names one twice"),
+        (["--students", "cmkd"], "invalid choice: 'cmkd'"),
+        (["--lr", "0,005"], "argument --lr: '0,005'"),
+        (["--stem", "inflat"], "argument --stem: invalid choice"),
+        (["--init", "no.pth"], "--init no.pth is missing"),
+        (["--test-list", "val_night"], "cannot judge them"),
+    ],
+)
 def test_bad_input(tmp_path, monkeypatch, capsys, options, part):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--out", str(tmp_path / "out"), *options])
@@ -330,20 +489,24 @@ def test_a_teacher_may_be_what_all_begin_from(tmp_path, monkeypatch, synthetic):
     """Its name is that of the file which students are given as --teacher."""
     start = tmp_path / "teacher.pth"
     start.write_text("")
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--data", str(synthetic), "--init", str(start)])
+    command = ["reproduce.py", "--data", str(synthetic), "--init", str(start)]
+    monkeypatch.setattr(sys, "argv", command)
     args = reproduce.parse_arguments()
-    student, _ = reproduce.training("cmkd_mse", 0, args, PRESETS["smoke"], [])
+    student, _ = reproduce.training_jobs("cmkd_mse", 0, args, PRESETS["smoke"], [])
     reproduce.refuse_impossible(args, PRESETS["smoke"], [student])
-    assert student.arguments[student.arguments.index("--init") + 1] == str(start)
+    assert option_value(student.arguments, "--init") == str(start)
 
 
-def test_own_classes_are_not_looked_for_in_simulated_days(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--data", "d", "--classes", "Deer,Moose", "--epochs", "3"])
+def test_own_classes_are_not_looked_for_in_simulated_days(monkeypatch):
+    command = ["reproduce.py", "--data", "d", "--classes", "Deer,Moose", "--epochs", "3"]
+    monkeypatch.setattr(sys, "argv", command)
     args = reproduce.parse_arguments()
-    days, pretrained = reproduce.preparation(args, PRESETS["smoke"])
-    assert (days.name, "--classes" in pretrained.arguments, "3" in pretrained.arguments) == ("days", False, False)
-    train, _ = reproduce.training("baseline", 0, args, PRESETS["smoke"], [pretrained])
-    assert train.arguments[train.arguments.index("--classes") + 1] == "Deer,Moose"
+    days, pretrained = reproduce.preparation_jobs(args, PRESETS["smoke"])
+    assert days.name == "days"
+    assert "--classes" not in pretrained.arguments
+    assert "3" not in pretrained.arguments
+    train, _ = reproduce.training_jobs("baseline", 0, args, PRESETS["smoke"], [pretrained])
+    assert option_value(train.arguments, "--classes") == "Deer,Moose"
     assert train.needs == ("pretrained",)
 
 
@@ -354,63 +517,78 @@ def scripts(tmp_path, monkeypatch):
     home.mkdir()
     (home / "write.py").write_text("import pathlib, sys\npathlib.Path(sys.argv[1]).write_text('')")
     (home / "nothing.py").write_text("")
-    (home / "killed.py").write_text("import os, sys\nprint('warning: a hint', file=sys.stderr, flush=True)\n"
-                                    "os.kill(os.getpid(), 9)")
-    (home / "wrong.py").write_text("import sys\nprint('wrong.py: error: it is wrong', file=sys.stderr)\n"
-                                   "print('a line of a library', file=sys.stderr)\nsys.exit(2)")
-    (home / "sleep.py").write_text("import pathlib, sys, time\npathlib.Path(sys.argv[1]).write_text('')\n"
-                                   "time.sleep(60)")
+    (home / "killed.py").write_text(
+        "import os, sys\nprint('warning: a hint', file=sys.stderr, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    (home / "wrong.py").write_text(
+        "import sys\nprint('wrong.py: error: it is wrong', file=sys.stderr)\n"
+        "print('a line of a library', file=sys.stderr)\nsys.exit(2)"
+    )
+    (home / "sleep.py").write_text(
+        "import pathlib, sys, time\npathlib.Path(sys.argv[1]).write_text('')\ntime.sleep(60)"
+    )
     monkeypatch.setattr(jobs, "REPOSITORY", home)
     return home
 
 
 def test_why_jobs_failed(tmp_path, scripts):
     out = tmp_path / "out"
-    failed = run_jobs([Job(name, [f"{name}.py"], out / name) for name in ("nothing", "killed", "wrong")]
-                      + [Job("after", ["write.py", str(out / "after")], out / "after", ("killed",)),
-                         Job("write", ["write.py", str(out / "write")], out / "write")], out, slots(2))
-    assert "nothing was not made, though nothing.py found nothing wrong" in failed.pop("nothing")
-    assert failed.pop("killed").startswith("killed by SIGKILL, as the system does where memory is short")
+    failed = run_jobs(
+        [Job(name, [f"{name}.py"], out / name) for name in ("nothing", "killed", "wrong")]
+        + [
+            Job("after", ["write.py", str(out / "after")], out / "after", ("killed",)),
+            Job("write", ["write.py", str(out / "write")], out / "write"),
+        ],
+        out,
+        2,
+    )
+    assert "nothing was not made, though nothing.py reported no error" in failed.pop("nothing")
+    killed = "killed by SIGKILL, as the system does if memory is short"
+    assert failed.pop("killed").startswith(killed)
     assert failed.pop("wrong").startswith("wrong.py: error: it is wrong (")
     assert failed == {"after": "there is no killed"}
     assert (out / "write").exists()
 
 
 def test_what_is_removed_is_made_again_and_nothing_mixed(tmp_path, scripts):
-    """What was made of the old file is refused, what is quickly made is made again; other arguments likewise."""
+    """A file made from a removed one is refused, or made again if that is quick; the same for other
+    arguments."""
     out = tmp_path / "out"
 
     def chain(*extra):
-        return [Job("a", ["write.py", str(out / "a"), *extra], out / "a"),
-                Job("b", ["write.py", str(out / "b")], out / "b", ("a",), reads=(out / "a",)),
-                Job("c", ["write.py", str(out / "c")], out / "c", ("a",))]
+        return [
+            Job("a", ["write.py", str(out / "a"), *extra], out / "a"),
+            Job("b", ["write.py", str(out / "b")], out / "b", ("a",), reads=(out / "a",)),
+            Job("c", ["write.py", str(out / "c")], out / "c", ("a",)),
+        ]
 
-    assert run_jobs(chain(), out, slots(1)) == {}
+    assert run_jobs(chain(), out, 1) == {}
     (out / "a").unlink()
     with pytest.raises(UserError, match="c was made with another a than the one to be made now"):
-        run_jobs(chain(), out, slots(1))
+        run_jobs(chain(), out, 1)
     (out / "c").unlink()
     (out / "b").write_text("old")
-    assert run_jobs(chain(), out, slots(1)) == {}
+    assert run_jobs(chain(), out, 1) == {}
     assert (out / "b").read_text() == ""
     (out / "b").write_text("older than a")
     os.utime(out / "a", ns=(2 * time.time_ns(),) * 2)
-    assert run_jobs(chain(), out, slots(1)) == {}
+    assert run_jobs(chain(), out, 1) == {}
     assert (out / "b").read_text() == ""
     os.utime(out / "a", ns=(0, 0))
     (out / "b").write_text("newer than a")
-    assert run_jobs(chain(), out, slots(1)) == {}
+    assert run_jobs(chain(), out, 1) == {}
     assert (out / "b").read_text() == "newer than a"
     with pytest.raises(UserError, match=r"other settings \(a: .*'new' here\)"):
-        run_jobs(chain("new"), out, slots(1))
+        run_jobs(chain("new"), out, 1)
 
 
 def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
-    """Both of two must be there for either to end; a job that is alone waits for both, though there is room, and
-    nothing begins beside it."""
+    """Two jobs end only if both run. A job that runs alone waits for both, though there is room,
+    and nothing begins beside it."""
     barrier, running = threading.Barrier(2, timeout=20), set()
 
-    def call(job, out, environment, bar, processes):
+    def run_one(_, job, environment):
         running.add(job.name)
         assert running == {job.name} or "alone" not in running
         if job.name in ("a", "b"):
@@ -418,60 +596,78 @@ def test_two_at_once_and_one_alone(tmp_path, monkeypatch):
             barrier.wait()
             time.sleep(0.3 if job.name == "b" else 0)
         if job.alone:
-            time.sleep(0.3)
+            time.sleep(1.2)  # longer than the runner waits for a job to end
             assert running == {job.name}
         job.makes.write_text("")
         running.remove(job.name)
 
-    monkeypatch.setattr(jobs, "call", call)
-    all_jobs = [Job("a", [], tmp_path / "a"), Job("b", [], tmp_path / "b"),
-                Job("alone", [], tmp_path / "alone", alone=True), Job("c", [], tmp_path / "c", ("b",))]
-    assert run_jobs(all_jobs, tmp_path / "out", slots(3)) == {}
+    monkeypatch.setattr(JobRunner, "run", run_one)
+    all_jobs = [
+        Job("a", [], tmp_path / "a"),
+        Job("b", [], tmp_path / "b"),
+        Job("alone", [], tmp_path / "alone", alone=True),
+        Job("c", [], tmp_path / "c", ("b",)),
+    ]
+    assert run_jobs(all_jobs, tmp_path / "out", 3) == {}
 
 
-def test_sigterm_ends_the_jobs_and_says_how_to_go_on(tmp_path, scripts):
+def test_sigterm_ends_the_jobs_and_says_how_to_continue(tmp_path, scripts):
     out = tmp_path / "out"
-    program = (f"import pathlib\nfrom cmkd.study import jobs\njobs.REPOSITORY = pathlib.Path({str(scripts)!r})\n"
-               f"out = pathlib.Path({str(out)!r})\n"
-               "jobs.run_jobs([jobs.Job(n, ['sleep.py', str(out / n)], out / n) for n in 'abc'], out, jobs.slots(2))")
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                               stdout=subprocess.DEVNULL)
+    program = f"""
+from pathlib import Path
+from cmkd.study import jobs
+jobs.REPOSITORY, out = Path({str(scripts)!r}), Path({str(out)!r})
+sleepers = [jobs.Job(name, ["sleep.py", str(out / name)], out / name) for name in "abc"]
+jobs.run_jobs(sleepers, out, 2)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 60
     while not ((out / "a").exists() and (out / "b").exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
     with pytest.raises(UserError, match="is used by a call that still runs"):
-        run_jobs([Job("d", ["write.py", str(out / "d")], out / "d")], out, slots(1))
+        run_jobs([Job("d", ["write.py", str(out / "d")], out / "d")], out, 1)
     process.terminate()
     _, errors = process.communicate(timeout=30)  # the jobs sleep for 60 s
     assert process.returncode == 128 + 15
-    assert "stopped by SIGTERM with 0 of 3 jobs done; everything is saved: the same command goes on" in errors
+    assert "stopped by SIGTERM with 0 of 3 jobs done; everything is saved: the same" in errors
     assert not (out / "c").exists()
 
 
 def test_folders_that_are_none_of_ours(tmp_path):
     (tmp_path / "results.md").write_text("mine")
     with pytest.raises(UserError, match="holds something else than a study"):
-        run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, slots(1))
+        run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, 1)
     (tmp_path / "jobs.json").write_text('{"a": {"arguments": []}}')
     with pytest.raises(UserError, match="is no record of jobs"):
-        run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, slots(1))
+        run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, 1)
 
 
-@pytest.mark.parametrize(("gibibytes", "cores", "expected"), [(80, 16, "01010101"), (24, 16, "0101"), (8, 16, "01"),
-                                                               (80, 2, "01")])
+@pytest.mark.parametrize(
+    ("gibibytes", "cores", "expected"),
+    [(80, 16, "01010101"), (24, 16, "0101"), (8, 16, "01"), (80, 2, "01")],
+)
 def test_a_gpu_for_each(monkeypatch, gibibytes, cores, expected):
     """As many as memory and cores allow, at least one on each."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties",
-                        lambda _: types.SimpleNamespace(total_memory=gibibytes * 2**30))
-    monkeypatch.setattr(jobs.hardware, "cores", lambda: cores)
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda _: types.SimpleNamespace(total_memory=gibibytes * 2**30),
+    )
+    monkeypatch.setattr(jobs, "cores", lambda: cores)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = slots(None)
+    found = environments(None)
     assert "".join(one["CUDA_VISIBLE_DEVICES"] for one in found) == expected
     assert {one["OMP_NUM_THREADS"] for one in found} == {str(cores // len(expected))}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in slots(3)] == ["4", "7", "4"]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments(3)] == ["4", "7", "4"]
 
 
 def test_cells():
@@ -485,7 +681,15 @@ def test_cells():
 
 def test_a_network_without_a_run_is_a_row_of_dashes(tmp_path):
     study = Study(tmp_path, "v", "t", [0], {"teacher": {}}, 1)
-    assert results_rows(study, {"teacher": {}}, {})[1] == ["teacher", "RGB + gated", "0 of 1", *["-"] * 5, "", "", "-"]
+    assert results_rows(study, {"teacher": {}}, {})[1] == [
+        "teacher",
+        "RGB + gated",
+        "0 of 1",
+        *["-"] * 5,
+        "",
+        "",
+        "-",
+    ]
 
 
 def test_runs_that_cannot_be_read_are_left_out(tmp_path, capsys):

@@ -1,18 +1,23 @@
-"""Every script as a user runs it: by subprocess, on real files, good input and bad."""
+"""Every script as a user runs it, on real files, good input and bad."""
 
+import argparse
 import importlib
 import json
+import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, ROOT, TINY, label_line, run_script, the_error
+from conftest import NAMES, ROOT, TINY, epochs_of, label_line, run_script, the_error, train
 from pycocotools.coco import COCO
 
 from cmkd.evaluation.metrics import coco_metrics, finite, miss_metrics
-from dataset import FOLDERS, SeeingThroughFog, TrainingBatches
-from models import Detector, build_detector, inflate, load_detector
+from cmkd.runtime.weights import sha256_of
+from dataset import FOLDERS_OF, SeeingThroughFog, TrainingBatches
+from models import build_detector, inflate, known_teacher_ap, load_detector
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,15 +25,16 @@ def test_training_writes_weights_json_log_and_state(trained, name):
     state = torch.load(trained / "weights" / f"{name}.pth", weights_only=True)
     assert state["backbone.body.conv1.weight"].shape[1] == (6 if name == "teacher" else 3)
     settings = json.loads((trained / "weights" / f"{name}.json").read_text())
-    # A network that begins with trained weights has a frozen norm.
-    norm = "frozen" if name == "cmkd_plus" else "batch"
-    assert (settings["min_size"], settings["norm"], settings["backbone"]) == (64, norm, "resnet18")
+    shown = settings["min_size"], settings["norm"], settings["backbone"]
+    assert shown == (64, "batch", "resnet18")
     assert settings["classes"] == ["Pedestrian,Pedestrian_is_group"]
-    first, epoch = (json.loads(line) for line in (trained / "runs" / name / "log.jsonl").read_text().splitlines())
+    log = (trained / "runs" / name / "log.jsonl").read_text().splitlines()
+    first, epoch = map(json.loads, log)
     assert first["arguments"]["max_iterations"] == 3
     assert epoch["iteration"] == 3
+    detection = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     own = {"cmkd_mse": {"kd_mse"}, "cmkd_adv": {"kd_adv"}}.get(name, set())
-    assert epoch["losses"].keys() == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"} | own
+    assert epoch["losses"].keys() == detection | own
     assert all(value > 0 for value in epoch["losses"].values())
     last = torch.load(trained / "runs" / name / "last.pth", weights_only=True)
     assert bool(last["also_trained"]) == (name == "cmkd_adv")
@@ -41,248 +47,337 @@ def test_training_writes_weights_json_log_and_state(trained, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_train_script_hands_to_fit(frames, tmp_path, monkeypatch, name):
-    """Flips and shuffling for training alone, each list where it belongs, the flags that steer the loop."""
+    """Flips and shuffling for training alone, each list in its place, the options of the loop."""
     (frames / "other.txt").write_text("a")
     script, calls = importlib.import_module(f"train_{name}"), []
-    monkeypatch.setattr(script, "fit", lambda *positional, **named: calls.append((positional, named)))
-    arguments = ["--data", frames, "--train-list", "other", "--flip", "--amp", "--out", tmp_path / "w", *TINY]
+    monkeypatch.setattr(script, "fit", lambda *given, **named: calls.append((given, named)))
+    options = ["--data", frames, "--train-list", "other", "--flip", "--amp", *TINY]
     if name.startswith("cmkd"):
         torch.save(build_detector(6, 2, "resnet18", "none").state_dict(), tmp_path / "t.pth")
-        arguments += ["--teacher", tmp_path / "t.pth"]
-    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
+        options += ["--teacher", tmp_path / "t.pth"]
+    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, options)])
     script.main()
-    [((_, _, _, train, val), named)] = calls
-    assert (train.dataset.list_file.stem, train.dataset.flip) == ("other", True)
-    assert (type(train.batch_sampler), train.batch_sampler.batch_size) == (TrainingBatches, 2)
-    assert (val.dataset.list_file.stem, val.dataset.flip, list(val.sampler)) == ("val_night", False, [0, 1])
-    assert val.dataset.folders == FOLDERS["rgb+gated" if name == "teacher" else "rgb"]
+    [((_, _, _, train_loader, val_loader), named)] = calls
+    train_set, val_set, batches = (
+        train_loader.dataset,
+        val_loader.dataset,
+        train_loader.batch_sampler,
+    )
+    assert (train_set.list_file.stem, train_set.flip) == ("other", True)
+    assert (type(batches), batches.batch_size) == (TrainingBatches, 2)
+    assert (val_set.list_file.stem, val_set.flip) == ("val_night", False)
+    assert list(val_loader.sampler) == [0, 1]
+    assert val_set.folders == FOLDERS_OF["rgb+gated" if name == "teacher" else "rgb"]
+    assert train_set.folders == FOLDERS_OF["rgb" if name == "baseline" else "rgb+gated"]
     assert named["arguments"]["amp"] is True
-    assert ("measure" in named) == name.startswith("cmkd")
+    assert named["weights"] == Path("weights") / f"{name}.pth"
+    assert ("teacher_AP" in named["settings"]) == name.startswith("cmkd")
 
 
-@pytest.mark.parametrize("name", ["cmkd_mse", "cmkd_adv", "cmkd_plus"])
-def test_students_report_their_teacher(trained, name):
-    out = (trained / f"{name}.out").read_text()
-    assert "teacher: val AP 0.0" in out
-    first = json.loads((trained / "runs" / name / "log.jsonl").read_text().splitlines()[0])
-    assert f"teacher: val AP {first['settings']['teacher_AP']:.4f}" in out
+@pytest.mark.parametrize("name", ["cmkd_mse", "cmkd_adv"])
+def test_students_report_their_teachers_ap(trained, name):
+    """From the JSON beside its weights: they are tested at the same size, on the same frames."""
+    known = json.loads((trained / "weights/teacher.json").read_text())["val"]["AP"]
+    assert f"teacher: val AP {known:.4f} (epoch 1 of " in (trained / f"{name}.out").read_text()
+    for file in (trained / "weights" / f"{name}.json", trained / "runs" / name / "log.jsonl"):
+        assert f'"teacher_AP": {known}' in file.read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["weights", "labels", "list", "--min-size 80", "--amp", "--classes vru", "--ignore", "no json"],
+)
+def test_a_teachers_ap_is_unknown_if_it_was_measured_otherwise(
+    trained, synthetic, tmp_path, copy_of, monkeypatch, capsys, change
+):
+    script, settings = importlib.import_module("train_cmkd_mse"), {}
+    monkeypatch.setattr(script, "fit", lambda *_, **named: settings.update(named["settings"]))
+    teacher, data = tmp_path / "t.pth", copy_of(synthetic)
+    shutil.copy(trained / "weights/teacher.pth", teacher)
+    if change != "no json":
+        shutil.copy(trained / "weights/teacher.json", tmp_path / "t.json")
+    if change == "weights":
+        torch.save({**torch.load(teacher, weights_only=True)}, teacher)
+    if change == "labels":
+        name = (data / "val_night.txt").read_text().split()[0]
+        (data / "gated_labels" / f"{name}.txt").write_text(label_line())
+    if change == "list":
+        (data / "val_night.txt").write_text((data / "test_night.txt").read_text())
+    options = ["--data", data, "--teacher", teacher, "--no-amp", *TINY]
+    options += change.split() if change.startswith("--") else []
+    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, options)])
+    script.main()
+    assert settings["teacher_AP"] is None
+    expected = f"teacher: val AP not known here; python test.py --weights {teacher} --data {data}"
+    assert expected in capsys.readouterr().out
+
+
+def test_a_teacher_with_nothing_to_teach_is_warned_of(tmp_path, capsys):
+    """Beside a good one, whose AP is reported alone."""
+    file = tmp_path / "t.pth"
+    torch.save({}, file)
+    args = argparse.Namespace(min_size=64, max_size=99, amp=False, data="data", val_list="val")
+    for ap, warned in ((0.004, True), (0.3, False)):
+        known = {"sha256": sha256_of(file), "val_fingerprint": "f", "min_size": 64, "max_size": 99}
+        known |= {"val": {"AP": ap}, "epoch": 2, "arguments": {"amp": False}}
+        (tmp_path / "t.json").write_text(json.dumps(known))
+        assert known_teacher_ap(file, "f", args) == ap
+        out, err = capsys.readouterr()
+        assert f"teacher: val AP {ap:.4f} (epoch 2 of {file})" in out
+        assert ("has nothing to teach" in err) == warned
 
 
 def same_weights(*run_dirs):
-    one, other = (torch.load(folder / "last.pth", weights_only=True)["model"] for folder in run_dirs)
+    one, other = (torch.load(run / "last.pth", weights_only=True)["model"] for run in run_dirs)
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_students_and_baseline_start_alike(synthetic, tmp_path, trained):
-    """With one seed all RGB networks start from the same weights and see the same frames: with the distillation
-    switched off, the student is the baseline."""
-    common = ["--data", synthetic, "--max-iterations", 2, *TINY]
-    run_script("train_baseline.py", *common, "--out", tmp_path / "w", "--run-dir", tmp_path / "a")
-    teacher = trained / "weights/teacher.pth"
-    run_script("train_cmkd_mse.py", *common, "--out", tmp_path / "w", "--run-dir", tmp_path / "b", "--mse-weight", 0,
-               "--teacher", teacher)
-    assert same_weights(tmp_path / "a", tmp_path / "b")
+    """One seed gives all RGB networks the same weights and the same batches.
+
+    So a student without its distillation loss is the baseline.
+    """
+    train("baseline", synthetic, tmp_path / "a", "--max-iterations 2")
+    options = ["--mse-weight", 0, "--teacher", trained / "weights/teacher.pth"]
+    train("cmkd_mse", synthetic, tmp_path / "b", "--max-iterations 2", *options)
+    assert same_weights(tmp_path / "a/run", tmp_path / "b/run")
 
 
-def test_the_plus_student_is_a_baseline_that_begins_as_the_teacher(synthetic, tmp_path, trained):
-    common = ["--data", synthetic, "--max-iterations", 2, "--out", tmp_path / "w", *TINY]
-    teacher = trained / "weights/teacher.pth"
-    run_script("train_cmkd_plus.py", *common, "--run-dir", tmp_path / "a", "--teacher", teacher)
-    run_script("train_baseline.py", *common, "--run-dir", tmp_path / "b", "--init", teacher, "--stem", "inflate")
-    assert same_weights(tmp_path / "a", tmp_path / "b")
-
-
-def test_the_plus_student_begins_as_the_teacher_and_costs_what_the_baseline_does(frames, tmp_path, monkeypatch):
-    script, students = importlib.import_module("train_cmkd_plus"), []
-    monkeypatch.setattr(script, "fit", lambda student, *_, **__: students.append(student))
-    torch.save(build_detector(6, 2, "resnet18", "none").state_dict(), tmp_path / "t.pth")
-    monkeypatch.setattr(sys, "argv", [script.__file__, "--data", str(frames), "--teacher", str(tmp_path / "t.pth"),
-                                      *TINY])
-    script.main()
-    own, teacher = students[0].state_dict(), load_detector(tmp_path / "t.pth").state_dict()
+def test_a_baseline_can_start_with_the_teachers_weights(trained, synthetic, tmp_path):
+    """The gated kernels of the stem are shared out over R, G and B; the norms are frozen."""
+    file = trained / "weights/teacher.pth"
+    options = ["--init", file, "--stem", "inflate", "--max-iterations", 1, "--lr", 1e-12]
+    train("baseline", synthetic, tmp_path, "--no-amp", *options)
+    own, teacher = (
+        load_detector(tmp_path / "baseline.pth").state_dict(),
+        load_detector(file).state_dict(),
+    )
     stem = "backbone.body.conv1.weight"
-    assert torch.equal(own.pop(stem), inflate(teacher[stem], 3))
-    for key, value in own.items():  # but for BatchNorm's epsilon, which a frozen norm has in its variance
-        assert torch.allclose(value, teacher[key], rtol=0, atol=2e-5 if key.endswith("running_var") else 0)
-    baseline = Detector(3, 2, "resnet18").state_dict()
-    assert {key: value.shape for key, value in own.items()} == {
-        key: value.shape for key, value in baseline.items() if key != stem}
+    assert torch.allclose(own.pop(stem), inflate(teacher[stem], 3), rtol=0, atol=1e-9)
+    for key, value in own.items():
+        # BatchNorm's epsilon is in the variance of a frozen norm.
+        tolerance = 2e-5 if key.endswith("running_var") else 1e-9
+        assert torch.allclose(value, teacher[key], rtol=0, atol=tolerance), key
+    assert json.loads((tmp_path / "baseline.json").read_text())["norm"] == "frozen"
+
+
+def run_test(data, options, *more, expect=0):
+    """Run test.py without loader workers."""
+    return run_script(
+        "test.py", "--data", data, "--workers", 0, *options.split(), *more, expect=expect
+    )
 
 
 @pytest.mark.parametrize("channels", [3, 6])
 def test_test_script(synthetic, tmp_path, channels):
-    """Untrained weights, as they are sure of nothing and so find something everywhere."""
+    """Untrained weights: they are sure of nothing, and so find something everywhere."""
     detector = build_detector(channels, 2, "resnet18", "none", min_size=64, proposals=50)
     torch.save(detector.state_dict(), tmp_path / "w.pth")
     (tmp_path / "w.json").write_text(json.dumps(detector.settings))
-    arguments = ["--weights", tmp_path / "w.pth", "--data", synthetic, "--lists", "val_night", "test_night", "--json",
-                 tmp_path / "r.json", "--save-detections", tmp_path / "d.json", "--workers", 0]
-    done = run_script("test.py", *arguments)
+    files = ["--json", tmp_path / "r.json", "--save-detections", tmp_path / "d.json"]
+    done = run_test(synthetic, f"--weights {tmp_path}/w.pth --lists val_night test_night", *files)
     assert "64 px" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["settings"]["w"]["channels"], report["settings"]["w"]["proposals"]) == (channels, 50)
+    settings = report["settings"]["w"]
+    assert (settings["channels"], settings["proposals"]) == (channels, 50)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    heads = [line for line in lines if line[:1] == ["model"]]
     for one in ("val_night", "test_night"):
-        lines = [line.split() for line in done.stdout.splitlines()]
-        heads = [line for line in lines if line[:1] == ["model"]]
         rows = [line for line in lines if line[:2] == ["w", one]]
-        shown = {name: cell for pair in zip(heads, rows, strict=True) for name, cell in zip(*pair, strict=True)}
+        shown = {}
+        for head, row in zip(heads, rows, strict=True):
+            shown |= dict(zip(head, row, strict=True))
+        metrics = report["metrics"][one]["w"]
         for metric in ("AR_100", "MR", "recall", "AP_50_100px", "recall_0_25m"):
-            assert float(shown[metric]) == pytest.approx(report["metrics"][one]["w"][metric], abs=1e-4)
+            assert float(shown[metric]) == pytest.approx(metrics[metric], abs=1e-4)
         truth = SeeingThroughFog(synthetic, one).ground_truth()
-        results = json.loads((tmp_path / f"d.{one}.json").read_text())
+        detections = tmp_path / f"d.{one}.json"
+        results = json.loads(detections.read_text())
         assert len(results) > 0
-        assert {result["file_name"] for result in results} <= {image["file_name"] for image in truth["images"]}
+        names = {image["file_name"] for image in truth["images"]}
+        assert {result["file_name"] for result in results} <= names
         again = finite({**coco_metrics(truth, results), **miss_metrics(truth, results)})
-        assert again == pytest.approx(report["metrics"][one]["w"])
-        run_script("test.py", "--detections", tmp_path / f"d.{one}.json", "--data", synthetic, "--lists", one, "--json",
-                   tmp_path / "again.json")
+        assert again == pytest.approx(metrics)
+        files = ["--detections", detections, "--json", tmp_path / "again.json"]
+        run_test(synthetic, f"--lists {one}", *files)
         scored = json.loads((tmp_path / "again.json").read_text())["metrics"][one]
-        assert scored == {f"d.{one}": report["metrics"][one]["w"]}
-        run_script("dataset.py", "--export-coco", tmp_path / "truth.json", "--data", synthetic, "--list", one)
-        assert json.loads((tmp_path / "truth.json").read_text()) == truth
-        COCO(str(tmp_path / "truth.json")).loadRes(str(tmp_path / f"d.{one}.json"))
+        assert scored == {f"d.{one}": metrics}
+        exported = tmp_path / "truth.json"
+        run_script("check_data.py", synthetic, "--list", one, "--export-coco", exported)
+        assert json.loads(exported.read_text()) == truth
+        COCO(str(exported)).loadRes(str(detections))
 
 
 RESULT = {"image_id": 0, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.5}
+BAD_RESULTS = {
+    "no list": ({"annotations": []}, "holds a dict: expected a list of COCO results"),
+    "image": ([RESULT, {**RESULT, "image_id": 99}], "result 1 is on image 99, which the list does"),
+    "category": (
+        [{**RESULT, "category_id": 7}],
+        "result 0 has category 7: the categories are 1 (Pedestrian+Pedestrian_is_group)",
+    ),
+    "bbox": (
+        [{**RESULT, "bbox": [1, 2, 3]}],
+        "result 0 has bbox [1, 2, 3] and score 0.5: expected four finite numbers",
+    ),
+    "score": (
+        [{**RESULT, "score": "high"}],
+        "and score high: expected four finite numbers and one",
+    ),
+    "negative": (
+        [{**RESULT, "bbox": [1, 2, -3, 4]}],
+        "result 0 has bbox [1, 2, -3, 4]: width and height must be at least 0",
+    ),
+    "no dictionary": ([[1]], "result 0 is no COCO result"),
+}
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ({"annotations": []}, "holds a dict: expected a list of COCO results"),
-    ([RESULT, {**RESULT, "image_id": 99}], "result 1 is on image 99, which the list does not have"),
-    ([{**RESULT, "category_id": 7}], "result 0 has category 7: the categories are 1 (Pedestrian+Pedestrian_is_group)"),
-    ([{**RESULT, "bbox": [1, 2, 3]}], "result 0 has bbox [1, 2, 3] and score 0.5: expected four finite numbers"),
-    ([{**RESULT, "score": "high"}], "and score high: expected four finite numbers and one"),
-    ([{**RESULT, "bbox": [1, 2, -3, 4]}], "result 0 has bbox [1, 2, -3, 4]: a width and a height"),
-    ([[1]], "result 0 is no COCO result"),
-], ids=["no list", "image", "category", "bbox", "score", "negative", "no dictionary"])
-def test_detections_made_elsewhere_are_checked(synthetic, tmp_path, content, message):
+@pytest.mark.parametrize("case", BAD_RESULTS)
+def test_detections_made_elsewhere_are_checked(synthetic, tmp_path, case):
+    content, message = BAD_RESULTS[case]
     (tmp_path / "d.json").write_text(json.dumps(content))
-    done = run_script("test.py", "--detections", tmp_path / "d.json", "--data", synthetic, "--lists", "val_night",
-                      expect=2)
-    assert message in the_error(done)
+    options = f"--detections {tmp_path}/d.json --lists val_night"
+    assert message in the_error(run_test(synthetic, options, expect=2))
 
 
 def test_one_file_of_detections_is_for_one_list(synthetic, tmp_path):
-    for content, lists, message in (("[]", ["val_night", "test_night"], "are those of one list"),
-                                    ("nothing", ["val_night"], "is not JSON")):
+    for content, lists, message in (
+        ("[]", "val_night test_night", "holds the results of one list"),
+        ("nothing", "val_night", "is not JSON"),
+    ):
         (tmp_path / "d.json").write_text(content)
-        done = run_script("test.py", "--detections", tmp_path / "d.json", "--data", synthetic, "--lists", *lists,
-                          expect=2)
-        assert message in the_error(done)
+        options = f"--detections {tmp_path}/d.json --lists {lists}"
+        assert message in the_error(run_test(synthetic, options, expect=2))
 
 
 @pytest.mark.parametrize("name", ["teacher", "cmkd_adv"])
 def test_trained_weights_go_into_the_test_script(trained, synthetic, name):
-    done = run_script("test.py", "--weights", trained / "weights" / f"{name}.pth", "--data", synthetic, "--workers", 0)
-    assert [line.split()[:3] for line in done.stdout.splitlines()[-2:]] == [
-        [name, "val_night", "4"], [name, "test_night", "4"]]
+    done = run_test(synthetic, f"--weights {trained}/weights/{name}.pth")
+    rows = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith(f"{name} ")]
+    assert rows[-2:] == [[name, "val_night", "4"], [name, "test_night", "4"]]
 
 
 def test_flags_come_before_the_json(trained, synthetic, tmp_path):
-    done = run_script("test.py", "--weights", trained / "weights/baseline.pth", "--data", synthetic, "--lists",
-                      "val_night", "--min-size", 96, "--workers", 0)
+    weights = trained / "weights/baseline.pth"
+    done = run_test(synthetic, f"--weights {weights} --lists val_night --min-size 96")
     assert "96 px" in done.stdout
-    shutil.copy(trained / "weights/baseline.pth", tmp_path / "alone.pth")
-    done = run_script("test.py", "--weights", tmp_path / "alone.pth", "--data", synthetic, "--lists", "val_night",
-                      "--max-size", 64, "--workers", 0)
-    assert "500 px" in done.stdout  # the published size where nothing says otherwise
-    assert "alone.pth: nothing says at which image size it was trained" in done.stdout
+    shutil.copy(weights, tmp_path / "alone.pth")
+    options = f"--weights {tmp_path}/alone.pth --lists val_night --max-size 64"
+    done = run_test(synthetic, options)
+    assert "500 px" in done.stdout  # the published size if nothing says otherwise
+    assert "alone.pth: the image size it was trained at is not known" in done.stdout
 
 
 def test_a_training_checkpoint_is_tested_as_it_was_trained(trained, synthetic, tmp_path):
-    done = run_script("test.py", "--weights", trained / "runs/baseline/last.pth", "--data", synthetic, "--lists",
-                      "val_night", "--workers", 0, "--amp", "--json", tmp_path / "r.json")
+    options = f"--weights {trained}/runs/baseline/last.pth --lists val_night --amp"
+    done = run_test(synthetic, options, "--json", tmp_path / "r.json")
     assert "64 px" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["settings"]["last"]["proposals"], report["amp"]) == (50, True)
 
 
 def test_loss_falls_on_a_few_frames(synthetic, tmp_path):
-    run_script("train_teacher.py", "--data", synthetic, "--epochs", 5, "--out", tmp_path / "w",
-               "--run-dir", tmp_path / "run", *TINY)
-    losses = [sum(json.loads(line)["losses"].values())
-              for line in (tmp_path / "run/log.jsonl").read_text().splitlines()[1:]]
+    train("teacher", synthetic, tmp_path, "--epochs 5")
+    losses = [sum(record["losses"].values()) for record in epochs_of(tmp_path / "run")]
     assert losses[-1] < 0.9 * losses[0]
 
 
-TRAIN = ["--max-iterations", 1, *TINY]
-BAD_INPUT = {
-    "missing list": ("train_baseline.py", ["--train-list", "nowhere"], None, "nowhere.txt is missing"),
-    "missing data": ("train_teacher.py", ["--data", "no/such"], None, "no/such/train_night.txt is missing"),
-    "missing slice": ("train_teacher.py", [], "gated2/clear_night_00000_01.png", "train_night.txt:2: "),
-    "unknown class": ("train_baseline.py", ["--classes", "Pedestrain"], None, "'Pedestrain'"),
-    "missing teacher": ("train_cmkd_mse.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or pass"),
-    "missing teacher, plus": ("train_cmkd_plus.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or"),
-    "missing teacher, adv": ("train_cmkd_adv.py", ["--teacher", "no.pth"], None, "run train_teacher.py first, or pass"),
-    "init file": ("train_baseline.py", ["--init", "no.pth"], None, "no.pth is missing"),
-    "unknown backbone": ("train_baseline.py", ["--backbone", "vgg"], None, "choose one of resnet18"),
-    "no such device": ("train_baseline.py", ["--device", "cuda"], None, "'cuda' cannot be used here"),
-    "batch size": ("train_baseline.py", ["--batch-size", "0"], None, "'0' is not a whole number of at least 1"),
-    "missing weights": ("test.py", ["--weights", "no.pth"], None, "no.pth is missing"),
-    "JSON under a file": ("test.py", ["--json", ROOT / "LICENSE/r.json"], None, "LICENSE/r.json cannot be written"),
-    "picture under a file": ("visualize.py", ["--compare", "no.pth", "--out", ROOT / "LICENSE/g.png"], None,
-                             "LICENSE/g.png cannot be written"),
-    "negative weight": ("train_cmkd_mse.py", ["--mse-weight", "-1"], None, "'-1' is not a number of at least 0"),
-    "nan weight": ("train_cmkd_adv.py", ["--adv-weight", "nan"], None, "'nan' is not a number of at least 0"),
+BAD_INPUT = {  # script, options, error
+    "missing list": ("train_baseline.py", "--train-list nowhere", "nowhere.txt is missing"),
+    "missing data": ("train_teacher.py", "--data no/such", "no/such/train_night.txt is missing"),
+    "missing slice": ("train_teacher.py", "", "train_night.txt:2: "),
+    "unknown class": ("train_baseline.py", "--classes Pedestrain", "'Pedestrain'"),
+    "missing teacher": ("train_cmkd_mse.py", "--teacher no.pth", "run train_teacher.py first, or"),
+    "missing teacher, adv": ("train_cmkd_adv.py", "--teacher no.pth", "run train_teacher.py first"),
+    "init file": ("train_baseline.py", "--init no.pth", "no.pth is missing"),
+    "unknown backbone": ("train_baseline.py", "--backbone vgg", "choose one of resnet18"),
+    "no such device": ("train_baseline.py", "--device cuda", "'cuda' cannot be used here"),
+    "batch size": (
+        "train_baseline.py",
+        "--batch-size 0",
+        "'0' is not a whole number of at least 1",
+    ),
+    "missing weights": ("test.py", "--weights no.pth", "no.pth is missing"),
+    "JSON under a file": (
+        "test.py",
+        f"--json {ROOT}/LICENSE/r.json",
+        "LICENSE/r.json cannot be written",
+    ),
+    "picture under a file": (
+        "visualize.py",
+        f"--compare no.pth --out {ROOT}/LICENSE/g.png",
+        "LICENSE/g.png cannot be written",
+    ),
+    "negative weight": ("train_cmkd_mse.py", "--mse-weight -1", "'-1' is not a number of at least"),
+    "nan weight": ("train_cmkd_adv.py", "--adv-weight nan", "'nan' is not a number of at least 0"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line(synthetic, tmp_path, copy_of, case):
-    script, arguments, removed, message = BAD_INPUT[case]
-    data = synthetic
-    if removed:
-        data = copy_of(synthetic)
-        (data / removed).unlink()
+    script, options, message = BAD_INPUT[case]
+    data = copy_of(synthetic) if case == "missing slice" else synthetic
+    if case == "missing slice":
+        (data / "gated2/clear_night_00000_01.png").unlink()
     if script.startswith("train"):
-        arguments = [*TRAIN, "--out", tmp_path / "w", "--run-dir", tmp_path / "run", *arguments]
-    done = run_script(script, "--data", data, *arguments, expect=2)
+        name = script.removeprefix("train_").removesuffix(".py")
+        done = train(name, data, tmp_path / "home", options, expect=2)
+    else:
+        done = run_script(script, "--data", data, *options.split(), expect=2)
     assert message in the_error(done)
-    assert not (tmp_path / "w").exists()
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "home").exists()
 
 
-def test_error_in_a_loader_worker_is_one_line(synthetic, tmp_path, copy_of):
+def test_an_error_in_a_loader_worker_is_one_line(synthetic, tmp_path, copy_of):
     data = copy_of(synthetic)
     damaged = data / "gated1" / "clear_night_00000_02.png"
     damaged.write_bytes(b"\x89PNG\r\n")
-    done = run_script("train_teacher.py", "--data", data, *TRAIN, "--max-iterations", 3, "--workers", 2, "--out",
-                      tmp_path / "w", "--run-dir", tmp_path / "run", expect=2)
+    done = train("teacher", data, tmp_path, "--max-iterations 3 --workers 2", expect=2)
     assert the_error(done).startswith(f"train_teacher.py: error: {damaged} cannot be read")
 
 
 def test_bad_label_is_named_with_its_line(synthetic, copy_of, trained):
     data = copy_of(synthetic)
-    (data / "gated_labels" / "clear_night_00002_01.txt").write_text(label_line() + "Pedestrian 0 0\n")
-    done = run_script("test.py", "--weights", trained / "weights/baseline.pth", "--data", data, expect=2)
+    file = data / "gated_labels" / "clear_night_00002_01.txt"
+    file.write_text(label_line() + "Pedestrian 0 0\n")
+    done = run_test(data, f"--weights {trained}/weights/baseline.pth", expect=2)
     assert "clear_night_00002_01.txt:2: 3 columns, expected 27" in the_error(done)
 
 
 def test_weights_of_other_classes(synthetic, trained):
-    done = run_script("test.py", "--weights", trained / "weights/baseline.pth", "--data", synthetic, "--classes",
-                      "Pedestrian", "PassengerCar", expect=2)
-    assert "tells 1 classes apart, --classes names 2" in the_error(done)
+    options = f"--weights {trained}/weights/baseline.pth --classes Pedestrian PassengerCar"
+    error = the_error(run_test(synthetic, options, expect=2))
+    assert re.search(r"baseline.pth .* 1 class.*--classes names 2", error)
 
 
 def test_student_as_teacher_is_refused(synthetic, trained, tmp_path):
-    done = run_script("train_cmkd_mse.py", "--data", synthetic, *TRAIN, "--teacher", trained / "weights/baseline.pth",
-                      "--out", tmp_path / "w", "--run-dir", tmp_path / "run", expect=2)
+    options = f"--teacher {trained}/weights/baseline.pth"
+    done = train("cmkd_mse", synthetic, tmp_path, options, expect=2)
     assert "takes 3 channels, a teacher takes 6" in the_error(done)
 
 
 def test_help_gives_the_published_values():
-    text = run_script("train_cmkd_adv.py", "--help").stdout
-    for value in ("published: 100", "published: 0.005", "published: 0.3", "published: 500", "published: coco"):
-        assert value in " ".join(text.split())
+    text = " ".join(run_script("train_cmkd_adv.py", "--help").stdout.split())
+    for value in ("100", "0.005", "0.3", "500", "coco"):
+        assert f"published: {value}" in text
 
 
 def test_ignore_regions_from_training_to_evaluation(synthetic, copy_of, tmp_path):
     data = copy_of(synthetic)
     for file in (data / "gated_labels").glob("*.txt"):
         file.write_text(file.read_text() + label_line("DontCare", (0, 0, 1280, 300)))
-    run_script("train_baseline.py", "--data", data, "--out", tmp_path, "--run-dir", tmp_path / "run", "--ignore",
-               "--max-iterations", 2, *TINY)
-    test = ["test.py", "--weights", tmp_path / "baseline.pth", "--data", data, "--lists", "val_night", "--device",
-            "cpu", "--workers", 0]
-    assert "ignored: DontCare Obstacle *_is_group" in run_script(*test).stdout
-    assert "ignored: nothing" in run_script(*test, "--ignore", "none").stdout
+    train("baseline", data, tmp_path, "--ignore --max-iterations 2")
+    options = f"--weights {tmp_path}/baseline.pth --lists val_night"
+    assert "ignored: DontCare Obstacle *_is_group" in run_test(data, options).stdout
+    assert "ignored: nothing" in run_test(data, options + " --ignore none").stdout
+
+
+def test_scripts_run_from_anywhere(tmp_path, synthetic, trained):
+    """Without installation: Python finds the modules beside the script."""
+    options = ["--data", synthetic, "--lists", "val_night", "--workers", 0, "--device", "cpu"]
+    command = [ROOT / "test.py", "--weights", trained / "weights/baseline.pth", *options]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "baseline" in done.stdout

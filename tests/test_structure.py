@@ -1,6 +1,8 @@
-"""The house: commands and four modules at the root, six rooms in one package, imports that point one way."""
+"""The house: commands and four modules at the root, six rooms, imports that point one way."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,19 +12,28 @@ MODULES = {"dataset", "models", "engine", "utils"}
 COMMANDS = {file.stem for file in ROOT.glob("*.py")} - MODULES
 TRAIN_SCRIPTS = sorted(name for name in COMMANDS if name.startswith("train_"))
 ROOMS = {"frames", "simulator", "evaluation", "viewing", "study", "runtime"}
-# What each may import directly of ours, besides itself; what is not named may import everything but commands.
+# What each may import directly of ours, besides itself. What is not named may import the rest.
 MAY_IMPORT = {
-    "cmkd.runtime": {"utils"},
-    "cmkd.frames": {"utils", "cmkd.runtime"},
-    "cmkd.simulator": {"cmkd.runtime.files", "cmkd.frames.tone"},
-    "utils": {"cmkd.runtime"},
-    "dataset": {"check_data", "utils", "cmkd.frames", "cmkd.runtime"},
-    "models": set(),
-    "cmkd.evaluation": {"engine", "dataset", "models", "utils", "cmkd.frames", "cmkd.runtime"},
-    "engine": {"dataset", "utils", "cmkd.evaluation", "cmkd.runtime", "cmkd.viewing.tensorboard_log"},
+    "cmkd.runtime": set(),
+    "cmkd.frames": {"cmkd.runtime"},
+    "cmkd.simulator": {"cmkd.runtime.files", "cmkd.frames.tone", "cmkd.frames.layout"},
+    "utils": {"cmkd.frames.annotations", "cmkd.runtime"},
+    "dataset": {"utils", "cmkd.frames", "cmkd.runtime"},
+    "models": {"cmkd.runtime"},
+    "cmkd.evaluation": {"dataset", "models", "utils", "cmkd.frames", "cmkd.runtime"},
+    "engine": {
+        "dataset",
+        "utils",
+        "cmkd.evaluation",
+        "cmkd.runtime",
+        "cmkd.viewing.tensorboard_log",
+    },
 }
-FILES = sorted(file for place in (".", "cmkd", "benchmarks", "tests")
-               for file in (ROOT / place).glob("*.py" if place == "." else "**/*.py"))
+FILES = sorted(
+    file
+    for place in (".", "cmkd", "benchmarks", "tests")
+    for file in (ROOT / place).glob("*.py" if place == "." else "**/*.py")
+)
 
 
 def module_of(file):
@@ -48,7 +59,9 @@ def within(module, places):
 
 def test_the_root_is_understood_at_a_glance():
     assert len(COMMANDS | MODULES) <= 20
-    assert {folder.name for folder in (ROOT / "cmkd").iterdir() if (folder / "__init__.py").is_file()} == ROOMS
+    assert {
+        folder.name for folder in (ROOT / "cmkd").iterdir() if (folder / "__init__.py").is_file()
+    } == ROOMS
 
 
 @pytest.mark.parametrize("place", MAY_IMPORT)
@@ -60,12 +73,33 @@ def test_imports_point_one_way(place):
             assert not foreign, f"{module_of(file)} imports {foreign}"
 
 
+def test_nothing_but_tests_and_benchmarks_imports_a_command():
+    for file in FILES:
+        if file.parent == ROOT or within(module_of(file), ["cmkd"]):
+            assert not own_imports(file) & COMMANDS, module_of(file)
+
+
 @pytest.mark.parametrize("name", TRAIN_SCRIPTS)
 def test_train_scripts_have_the_same_blocks(name):
     text = (ROOT / f"{name}.py").read_text()
     assert 50 <= len(text.splitlines()) <= 120
     places = [text.index(f"    # {block}") for block in ("Data", "Network", "Loss", "Optimizer")]
     assert places == sorted(places)
+
+
+def test_what_must_start_fast_needs_no_torch():
+    code = (
+        "import sys, cmkd.runtime.files, cmkd.simulator.cameras; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_training_imports_no_checker_and_no_drawing():
+    code = (
+        "import sys, train_baseline; "
+        "sys.exit(any(name.startswith(('check_data', 'cmkd.viewing')) for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_checkpoints_are_never_unpickled_as_code():

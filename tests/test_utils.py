@@ -1,4 +1,4 @@
-"""One-line errors, types of the command line, and files that are whole or not there."""
+"""One-line errors, types of the command line, and whole files."""
 
 import argparse
 import resource
@@ -7,8 +7,11 @@ import subprocess
 import pytest
 import torch
 
+from cmkd.runtime.command_line import non_negative_float, positive_float
 from cmkd.runtime.failures import run
-from utils import UserError, non_negative_float, positive_float, refuse_unwritable, save_json, save_torch, versions
+from cmkd.runtime.files import UserError, open_data_folder, read_json, refuse_unwritable, save_json
+from cmkd.runtime.hardware import versions
+from cmkd.runtime.weights import WeightsError, save_torch
 
 
 def ended_with(capsys, error):
@@ -16,7 +19,7 @@ def ended_with(capsys, error):
         raise error
 
     with pytest.raises(SystemExit) as end:
-        run(main, ValueError)
+        run(main)
     assert end.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     return line.partition("error: ")[2]
@@ -24,9 +27,14 @@ def ended_with(capsys, error):
 
 def test_errors_end_in_one_line(capsys):
     assert ended_with(capsys, UserError("a.txt is missing: add it")) == "a.txt is missing: add it"
-    assert ended_with(capsys, ValueError("a.pth is bad:\nfor two reasons")) == "a.pth is bad: for two reasons"
-    wrapped = ("Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-               '  File "worker.py", line 1, in f\nutils.UserError: a.png is bad\nat its end\n')
+    two_lines = WeightsError("a.pth is bad:\nfor two reasons")
+    assert ended_with(capsys, two_lines) == "a.pth is bad: for two reasons"
+    wrapped = (
+        "Caught UserError in DataLoader worker process 0.\n"
+        "Original Traceback (most recent call last):\n"
+        '  File "worker.py", line 1, in f\n'
+        "cmkd.runtime.files.UserError: a.png is bad\nat its end\n"
+    )
     assert ended_with(capsys, UserError(wrapped)) == "a.png is bad at its end"
 
 
@@ -47,7 +55,9 @@ def test_zero_is_a_weight_and_no_learning_rate():
 def test_unwritable_files_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     for check in (refuse_unwritable, lambda path: save_json({}, path)):
-        with pytest.raises(UserError, match=r"file/a.json cannot be written \((Not a directory|File exists)\)"):
+        with pytest.raises(
+            UserError, match=r"file/a.json cannot be written \((Not a directory|File exists)\)"
+        ):
             check(tmp_path / "file" / "a.json")
     with pytest.raises(UserError, match="is a folder: name a file"):
         refuse_unwritable(tmp_path)
@@ -75,3 +85,30 @@ def test_versions_without_git(monkeypatch):
         subprocess.run(["git"])
     assert versions()["git"] == "unknown"
     assert versions()["torch"] == torch.__version__
+
+
+def test_a_data_folder_is_resumed_with_the_same_parameters_only(tmp_path):
+    def open_it(**parameters):
+        return open_data_folder(tmp_path / "data", "made.json", parameters, ("images", "labels"))
+
+    assert open_it(size=3) == {"parameters": {"size": 3}}
+    (tmp_path / "data/images/.a.png.xyz").write_text("half")
+    save_json({"parameters": {"size": 3}, "light": 0.5}, tmp_path / "data/made.json")
+    assert open_it(size=3)["light"] == 0.5
+    assert list((tmp_path / "data/images").iterdir()) == []
+    with pytest.raises(UserError, match="was made with size 3, not 4: .*nothing was changed"):
+        open_it(size=4)
+    for damaged in ("{", "[]", "{}"):
+        (tmp_path / "data/made.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"made.json .*choose another --out"):
+            open_it(size=3)
+    with pytest.raises(UserError, match="exists and holds something else"):
+        open_data_folder(tmp_path, "made.json", {}, ())
+
+
+def test_json_is_read_or_named(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match=r"a.json is not JSON \(.*\): fix it"):
+        read_json(tmp_path / "a.json", "fix it")
+    with pytest.raises(UserError, match="b.json is missing: make it"):
+        read_json(tmp_path / "b.json", "make it")

@@ -1,5 +1,9 @@
-"""Run a script with its random parts made to choose the first instead: what is left is arithmetic, which several
-processes must do as one does it. `python tests/without_chance.py train_baseline.py ...`"""
+"""Run a script whose random parts choose the first instead.
+
+What is left is arithmetic, in which several processes must equal one.
+
+    python tests/without_chance.py train_baseline.py ...
+"""
 
 import runpy
 import sys
@@ -17,9 +21,15 @@ def choose_the_first(sampler, matched_idxs):
         positive, negative = torch.where(labels >= 1)[0], torch.where(labels == 0)[0]
         positive = positive[: int(sampler.batch_size_per_image * sampler.positive_fraction)]
         negative = negative[: sampler.batch_size_per_image - len(positive)]
-        assert len(positive) + len(negative) == sampler.batch_size_per_image  # else means of means differ
-        chosen.append([torch.zeros_like(labels, dtype=torch.uint8).index_fill(0, one, 1)
-                       for one in (positive, negative)])
+        assert (
+            len(positive) + len(negative) == sampler.batch_size_per_image
+        )  # else means of means differ
+        chosen.append(
+            [
+                torch.zeros_like(labels, dtype=torch.uint8).index_fill(0, one, 1)
+                for one in (positive, negative)
+            ]
+        )
     return tuple(map(list, zip(*chosen, strict=True)))
 
 

@@ -1,12 +1,10 @@
-"""Several detectors on the same frames: what each scores, and whether a difference is more than the frames' chance.
+"""Detectors compared on the same frames, with bootstrap intervals.
 
-Boxes are matched once, by pycocotools. Then frames are drawn again and again with replacement, the same ones for every
-detector (paired), and all numbers computed from the matches that stand: 95 % of the draws lie in the interval. Where
-each detector was trained several times, trainings are drawn too.
+pycocotools matches the boxes once. A bootstrap sample then draws frames with replacement, the same
+ones for every detector (paired), and all metrics are computed from those matches. If each detector
+was trained several times, a sample draws trainings too.
 """
 
-import contextlib
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,85 +13,120 @@ import numpy as np
 from pycocotools.cocoeval import Params
 from tqdm import tqdm
 
-from cmkd.evaluation.metrics import evaluator, log_average_miss_rate, match, mean_of_defined, recall, unseen_by_rgb
+from cmkd.evaluation.metrics import (
+    GroundTruth,
+    Results,
+    evaluator,
+    log_average_miss_rate,
+    match,
+    mean_of_defined,
+    recall,
+    silent,
+    unseen_by_rgb,
+)
 
-RECALLS = Params("bbox").recThrs
+RECALL_POINTS = Params("bbox").recThrs  # COCO's 101, 0..1
 HIGHER_IS_BETTER = {"AP": True, "AP50": True, "MR": False, "recall": True, "recall_unseen": True}
 
 
 @dataclass(frozen=True)
-class Precisions:
+class RankedDetections:
     """One category's detections as COCO's average precision needs them, best first."""
 
     hit: np.ndarray  # [10 IoU thresholds, D] bool
     false: np.ndarray  # [10, D] bool
-    frame: np.ndarray  # [D] int, the place of the frame
-    people: np.ndarray  # [frames], of the truth that counts
+    frame: np.ndarray  # [D] int, index of the frame
+    boxes: np.ndarray  # [frames], ground-truth boxes that count
 
 
-def precisions(ground_truth: dict[str, list], results: list[dict[str, Any]], category: int) -> Precisions:
-    """Matched as COCOeval does for its AP: all areas, the 100 best detections of a frame."""
+def rank_detections(ground_truth: GroundTruth, results: Results, category: int) -> RankedDetections:
+    """Match as COCOeval does for its AP: all areas, the 100 best detections of a frame."""
     evaluation = evaluator(ground_truth, results)
     evaluation.params.catIds = [category]
     evaluation.params.areaRng, evaluation.params.maxDets = evaluation.params.areaRng[:1], [100]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with silent():
         evaluation.evaluate()
-    thresholds = len(evaluation.params.iouThrs)
-    images = [image or {"dtScores": [], "dtMatches": np.zeros((thresholds, 0)), "dtIgnore": np.zeros((thresholds, 0)),
-                        "gtIgnore": np.zeros(0)} for image in evaluation.evalImgs]
-    order = np.argsort(-np.concatenate([image["dtScores"] for image in images]), kind="mergesort")
+    nothing = np.zeros((len(evaluation.params.iouThrs), 0))
+    empty = {"dtScores": [], "dtMatches": nothing, "dtIgnore": nothing, "gtIgnore": np.zeros(0)}
+    images = [image or empty for image in evaluation.evalImgs]
+    scores = np.concatenate([image["dtScores"] for image in images])
+    order = np.argsort(-scores, kind="mergesort")
     matched = np.concatenate([image["dtMatches"] for image in images], axis=1)[:, order] > 0
     ignored = np.concatenate([image["dtIgnore"] for image in images], axis=1)[:, order].astype(bool)
     frame = np.repeat(np.arange(len(images)), [len(image["dtScores"]) for image in images])[order]
-    people = np.array([np.sum(np.asarray(image["gtIgnore"]) == 0) for image in images])
-    return Precisions(matched & ~ignored, ~matched & ~ignored, frame, people)
+    boxes = np.array([np.sum(np.asarray(image["gtIgnore"]) == 0) for image in images])
+    return RankedDetections(matched & ~ignored, ~matched & ~ignored, frame, boxes)
 
 
-def average_precision(found: Precisions, times: np.ndarray | None = None) -> np.ndarray:
-    """COCO's AP at each IoU threshold, `[10]`: at 101 recalls the best precision at that recall or a higher one, in the
-    mean. NaN where there is nobody. With `times` (`[frames]`) a frame counts so many times."""
-    times = np.ones(len(found.people)) if times is None else times
-    people = found.people @ times
-    if not people:
-        return np.full(len(found.hit), math.nan)
-    weight = times[found.frame]
-    hits, false = np.cumsum(found.hit * weight, axis=1), np.cumsum(found.false * weight, axis=1)
-    recalls, precision = hits / people, hits / np.maximum(hits + false, np.spacing(1))
+def average_precision(
+    ranked: RankedDetections, frame_counts: np.ndarray | None = None
+) -> np.ndarray:
+    """COCO's AP at each IoU threshold, `[10]`; NaN if there is nobody.
+
+    The mean over 101 recalls of the best precision at that recall or a higher one. `frame_counts`
+    `[frames]` says how many times each frame counts.
+    """
+    if frame_counts is None:
+        frame_counts = np.ones(len(ranked.boxes))
+    boxes = ranked.boxes @ frame_counts
+    if not boxes:
+        return np.full(len(ranked.hit), math.nan)
+    counts = frame_counts[ranked.frame]
+    hits, false = np.cumsum(ranked.hit * counts, axis=1), np.cumsum(ranked.false * counts, axis=1)
+    recalls, precision = hits / boxes, hits / np.maximum(hits + false, np.spacing(1))
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    return np.array([np.append(best, 0)[np.searchsorted(reached, RECALLS)].mean()
-                     for best, reached in zip(envelope, recalls, strict=True)])
+    averages = []
+    for best, reached in zip(envelope, recalls, strict=True):
+        at_points = np.append(best, 0)[np.searchsorted(reached, RECALL_POINTS)]
+        averages.append(at_points.mean())
+    return np.array(averages)
 
 
-class Detected:
-    """What one detector found on a list, ready to be scored on any draw of its frames."""
+class MatchedResults:
+    """One detector's results on a list, matched once; metrics of any bootstrap sample of frames."""
 
-    def __init__(self, ground_truth: dict[str, list], results: list[dict[str, Any]]) -> None:
+    def __init__(self, ground_truth: GroundTruth, results: Results) -> None:
         categories = [category["id"] for category in ground_truth["categories"]]
-        self.precisions = [precisions(ground_truth, results, category) for category in categories]
+        self.ranked = [rank_detections(ground_truth, results, category) for category in categories]
         self.matches = [match(ground_truth, results, category) for category in categories]
         self.everyone = [np.ones(len(matches.truth), bool) for matches in self.matches]
         self.unseen = [unseen_by_rgb(matches.truth) for matches in self.matches]
 
-    def scores(self, times: np.ndarray | None = None) -> dict[str, float]:
-        """By name, means over the categories that have anybody. With `times` a frame counts so many times."""
-        aps = np.array([average_precision(found, times) for found in self.precisions])
-        return {name: mean_of_defined(values) for name, values in {
+    def metrics(self, frame_counts: np.ndarray | None = None) -> dict[str, float]:
+        """By name, means over the categories that have anybody.
+
+        `frame_counts` `[frames]` says how many times each frame counts.
+        """
+        aps = np.array([average_precision(ranked, frame_counts) for ranked in self.ranked])
+        by_category = {
             "AP": aps.mean(axis=1),
             "AP50": aps[:, 0],
-            "MR": [log_average_miss_rate(matches, times) for matches in self.matches],
-            "recall": [recall(*pair, times=times) for pair in zip(self.matches, self.everyone, strict=True)],
-            "recall_unseen": [recall(*pair, times=times) for pair in zip(self.matches, self.unseen, strict=True)],
-        }.items()}
+            "MR": [log_average_miss_rate(matches, frame_counts) for matches in self.matches],
+            "recall": self.recalls(self.everyone, frame_counts),
+            "recall_unseen": self.recalls(self.unseen, frame_counts),
+        }
+        return {name: mean_of_defined(values) for name, values in by_category.items()}
+
+    def recalls(self, wanted: list[np.ndarray], frame_counts: np.ndarray | None) -> list[float]:
+        """The recall of the wanted boxes of each category."""
+        return [
+            recall(matches, mask, frame_counts=frame_counts)
+            for matches, mask in zip(self.matches, wanted, strict=True)
+        ]
 
 
-def mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each score over those in which it is defined."""
-    return {name: mean_of_defined([one[name] for one in scores]) for name in HIGHER_IS_BETTER}
+def mean_metrics(trainings: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the trainings for which it is defined."""
+    return {
+        name: mean_of_defined([metrics[name] for metrics in trainings]) for name in HIGHER_IS_BETTER
+    }
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the draws; NaN where a value is undefined in more than 2.5 % of them, as the interval's end
-    could lie there."""
+    """The middle 95 % of the samples' values.
+
+    NaN if more than 2.5 % of them are undefined, because the interval's end could lie there.
+    """
     defined = values[np.isfinite(values)]
     if len(defined) < 0.975 * len(values):
         return math.nan, math.nan
@@ -101,45 +134,78 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def compare(ground_truth: dict[str, list], runs: dict[str, list[list[dict[str, Any]]]], baseline: str,
-            teacher: str | None, samples: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """By detector and score: `value`, its 95 % `interval`, the `difference` from the baseline with its interval, and,
-    where there is a teacher, the share of the way from baseline to teacher, `gap_closed`, with its interval.
+def compare_detectors(
+    ground_truth: GroundTruth,
+    runs: dict[str, list[Results]],
+    baseline: str,
+    teacher: str | None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """By detector and metric: value, difference from the baseline, gap closed, and intervals.
 
-    `runs` are the COCO results of each detector, once for each time that it was trained, of which a score is the mean;
-    `baseline` and `teacher` are two of its keys. The same draws of frames serve every detector, and the same draws of
-    places in its list of trainings, which therefore stand for one seed each. A gap that a draw does not have (a teacher
-    that is no better) leaves its share undefined there.
+    An entry has `value`, `difference`, `gap_closed` and the 95 % interval of each, `interval`,
+    `difference_interval` and `gap_closed_interval`.
+
+    `runs` has the results of each detector, one entry per training, and values are means over them;
+    `baseline` and `teacher` are two of its keys. All detectors get the same bootstrap samples, of
+    frames and of places in their lists of trainings, so equal places must mean equal seeds.
+    `gap_closed` is the share of the way from baseline to teacher, if there is a teacher; undefined
+    if the teacher is not better.
     """
-    detected = {name: [Detected(ground_truth, results) for results in found] for name, found in runs.items()}
-    frames = len(ground_truth["images"])
-    random = np.random.default_rng(seed)
-    [trainings] = {len(found) for found in runs.values()}
-    whole = {name: mean_scores([one.scores() for one in found]) for name, found in detected.items()}
-    draws = {name: {score: np.empty(samples) for score in HIGHER_IS_BETTER} for name in detected}
-    for sample in tqdm(range(samples), "drawing frames", unit="draw", leave=False, disable=None):
-        times = random.multinomial(frames, np.full(frames, 1 / frames)).astype(float)
-        places = random.integers(trainings, size=trainings) if trainings > 1 else [0]
-        for name, found in detected.items():
-            scores = {place: found[place].scores(times) for place in set(places)}
-            for score, value in mean_scores([scores[place] for place in places]).items():
-                draws[name][score][sample] = value
+    matched = {
+        name: [MatchedResults(ground_truth, results) for results in trainings]
+        for name, trainings in runs.items()
+    }
+    whole = {
+        name: mean_metrics([training.metrics() for training in trainings])
+        for name, trainings in matched.items()
+    }
+    sampled = sample_metrics(matched, len(ground_truth["images"]), samples, seed)
 
-    def gap_closed(value: Any, base: Any, top: Any, higher: bool) -> np.ndarray:
-        gap = np.atleast_1d(top - base if higher else base - top)
-        gain = np.atleast_1d(value - base if higher else base - value)
-        return np.divide(gain, gap, out=np.full(len(gap), math.nan), where=gap > 0)
-
-    table: dict[str, dict[str, Any]] = {}
-    for name in detected:
-        table[name] = {}
-        for score, higher in HIGHER_IS_BETTER.items():
-            value, base = whole[name][score], whole[baseline][score]
-            mine, theirs = draws[name][score], draws[baseline][score]
-            table[name][score] = {"value": value, "interval": interval(mine), "difference": value - base,
-                                  "difference_interval": interval(mine - theirs)}
+    comparison: dict[str, dict[str, Any]] = {}
+    for name in matched:
+        comparison[name] = {}
+        for metric, higher in HIGHER_IS_BETTER.items():
+            value, base = whole[name][metric], whole[baseline][metric]
+            own, bases = sampled[name][metric], sampled[baseline][metric]
+            entry = comparison[name][metric] = {
+                "value": value,
+                "interval": interval(own),
+                "difference": value - base,
+                "difference_interval": interval(own - bases),
+            }
             if teacher:
-                table[name][score]["gap_closed"] = float(gap_closed(value, base, whole[teacher][score], higher)[0])
-                table[name][score]["gap_closed_interval"] = interval(
-                    gap_closed(mine, theirs, draws[teacher][score], higher))
-    return table
+                shares = gap_closed(value, base, whole[teacher][metric], higher)
+                entry["gap_closed"] = float(shares[0])
+                shares = gap_closed(own, bases, sampled[teacher][metric], higher)
+                entry["gap_closed_interval"] = interval(shares)
+    return comparison
+
+
+def sample_metrics(
+    matched: dict[str, list[MatchedResults]], frames: int, samples: int, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """The metrics of each bootstrap sample, `[samples]` by detector and metric."""
+    random = np.random.default_rng(seed)
+    [trainings] = {len(each) for each in matched.values()}
+    sampled = {name: {metric: np.empty(samples) for metric in HIGHER_IS_BETTER} for name in matched}
+    for sample in tqdm(range(samples), "bootstrap", unit="sample", leave=False, disable=None):
+        frame_counts = random.multinomial(frames, np.full(frames, 1 / frames)).astype(float)
+        places = random.integers(trainings, size=trainings) if trainings > 1 else [0]
+        for name, each in matched.items():
+            metrics_of = {place: each[place].metrics(frame_counts) for place in set(places)}
+            means = mean_metrics([metrics_of[place] for place in places])
+            for metric, value in means.items():
+                sampled[name][metric][sample] = value
+    return sampled
+
+
+def gap_closed(value: Any, base: Any, teacher: Any, higher_is_better: bool) -> np.ndarray:
+    """The share of the way from the baseline's to the teacher's value, `[1]` or `[samples]`.
+
+    NaN if the teacher is not better.
+    """
+    gap = np.atleast_1d(teacher - base if higher_is_better else base - teacher)
+    gain = np.atleast_1d(value - base if higher_is_better else base - value)
+    return np.divide(gain, gap, out=np.full(len(gap), math.nan), where=gap > 0)

@@ -1,122 +1,187 @@
-"""Weights and lists -> detections, scores and comparisons: what `test.py` runs, in its order."""
+"""Weights and lists -> detections, metrics and comparisons: what `test.py` runs, in its order."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from cmkd.evaluation.bootstrap import compare
-from cmkd.evaluation.metrics import coco_metrics, miss_metrics
+from cmkd.evaluation.bootstrap import compare_detectors
+from cmkd.evaluation.metrics import GroundTruth, Results, coco_metrics, miss_metrics
+from cmkd.evaluation.predict import predict
+from cmkd.frames.annotations import DEFAULT_CLASSES, ignored_patterns
 from cmkd.frames.layout import condition_lists
 from cmkd.runtime import distributed
-from dataset import MODALITY, SeeingThroughFog, ignored_patterns
-from engine import predict
-from models import Detector, WeightsError, load_detector, read_settings
-from utils import DEFAULT_CLASSES, UserError
+from cmkd.runtime.files import UserError
+from cmkd.runtime.weights import WeightsError, read_settings
+from dataset import MODALITY_OF, SeeingThroughFog, make_loader
+from models import Detector, load_detector
 
-Results = list[dict[str, Any]]  # COCO's
 Datasets = dict[tuple[str, str], SeeingThroughFog]  # by list and modality
+ResultsByList = dict[str, dict[str, Results]]  # by list, then by the detector's title
 
 
-def load_comparable(files: list[Path], min_size: int | None, max_size: int | None, classes: list[str] | None,
-                    ignore: list[str] | None) -> tuple[dict[str, Detector], list[str], list[str] | None]:
-    """The detectors by title, and the classes and ignored ones that all were trained on, where none are given; the
-    published ones where there are no files.
+def load_comparable(
+    files: list[Path],
+    min_size: int | None,
+    max_size: int | None,
+    classes: list[str] | None,
+    ignore: list[str] | None,
+) -> tuple[dict[str, Detector], list[str], list[str] | None]:
+    """The detectors by title, and the classes and ignored classes that all were trained on.
 
-    Raises `WeightsError` or `UserError` for weights that cannot be compared.
+    `classes` and `ignore` replace those they were trained on; without files the published ones are
+    the default. Raises `WeightsError` or `UserError` for weights that cannot be compared.
     """
     if not files:
         return {}, classes or list(DEFAULT_CLASSES), ignore
-    refuse_twice(files)
-    detectors = {title: load_detector(file, min_size, max_size)
-                 for title, file in zip(titles(files), files, strict=True)}
-    trained_with = [read_settings(file) for file in files]
-    trained_on = [settings.get("classes", list(DEFAULT_CLASSES)) for settings in trained_with]
-    for file, own, detector in zip(files, trained_on, detectors.values(), strict=True):
-        if (channels := detector.settings["channels"]) not in MODALITY:
-            raise WeightsError(f"{file} takes {channels} channels: expected 3 (RGB) or 6 (RGB and gated)")
-        if own != trained_on[0] and not classes:
-            raise WeightsError(f"{files[0]} was trained on {' '.join(trained_on[0])} and {file} on {' '.join(own)}: "
-                               "compare weights of the same classes, or pass --classes")
-        named, told_apart = len(classes or own), detector.settings["num_classes"] - 1
-        if named != told_apart:
-            raise UserError(f"{file} tells {told_apart} classes apart, --classes names {named}: pass the --classes it "
-                            "was trained on")
-    ignored = [ignored_patterns(settings.get("ignore")) for settings in trained_with]
+    refuse_duplicates(files)
+    detectors = [load_detector(file, min_size, max_size) for file in files]
+    settings = [read_settings(file) for file in files]
+    trained_on = [one.get("classes", list(DEFAULT_CLASSES)) for one in settings]
+    for file, own_classes, detector in zip(files, trained_on, detectors, strict=True):
+        refuse_other_channels(file, detector)
+        if own_classes != trained_on[0] and not classes:
+            raise WeightsError(
+                f"{files[0]} was trained on {' '.join(trained_on[0])} and {file} on "
+                f"{' '.join(own_classes)}: compare weights of the same classes, or pass --classes"
+            )
+        named, known = len(classes or own_classes), detector.settings["num_classes"] - 1
+        if named != known:
+            raise UserError(
+                f"{file} has {known} classes, --classes names {named}: pass the --classes it was "
+                "trained on"
+            )
+    ignored = [ignored_patterns(one.get("ignore")) for one in settings]
     if len(set(ignored)) > 1 and ignore is None:
-        raise WeightsError(f"these weights were trained with different --ignore "
-                           f"({'; '.join(' '.join(one) or 'none' for one in ignored)}): pass --ignore")
-    return detectors, classes or trained_on[0], trained_with[0].get("ignore") if ignore is None else ignore
+        raise WeightsError(
+            f"these weights were trained with different --ignore "
+            f"({'; '.join(' '.join(one) or 'none' for one in ignored)}): pass --ignore"
+        )
+    if ignore is None:
+        ignore = settings[0].get("ignore")
+    return dict(zip(titles(files), detectors, strict=True)), classes or trained_on[0], ignore
 
 
-def read_datasets(data: Path, lists: list[str], detectors: dict[str, Detector], classes: list[str],
-                  ignore: list[str] | None) -> Datasets:
-    """Every list in every modality that a detector takes, in RGB where there is none. Raises `UserError`, also for a
-    list without anything to find."""
-    modalities = {MODALITY[detector.settings["channels"]] for detector in detectors.values()} or {"rgb"}
-    datasets = {(name, modality): SeeingThroughFog(data, name, modality, classes, ignore)
-                for name in lists for modality in sorted(modalities)}
+def refuse_other_channels(file: Path, detector: Detector) -> None:
+    """Raise `WeightsError` for weights that are neither RGB nor RGB and gated."""
+    channels = detector.settings["channels"]
+    if channels not in MODALITY_OF:
+        raise WeightsError(
+            f"{file} takes {channels} channels: expected 3 (RGB) or 6 (RGB and gated)"
+        )
+
+
+def read_datasets(
+    data: Path,
+    lists: list[str],
+    detectors: dict[str, Detector],
+    classes: list[str],
+    ignore: list[str] | None,
+) -> Datasets:
+    """Every list in every modality that a detector takes; in RGB if there is no detector.
+
+    Raises `UserError`, also for a list without anything to find.
+    """
+    modalities = {MODALITY_OF[detector.settings["channels"]] for detector in detectors.values()}
+    datasets = {
+        (name, modality): SeeingThroughFog(data, name, modality, classes, ignore)
+        for name in lists
+        for modality in sorted(modalities or {"rgb"})
+    }
     for dataset in datasets.values():
         if not dataset.has_boxes:
-            raise UserError(f"{dataset.list_file}: no frame has a box of these classes, so there is nothing to score: "
-                            "name another list or other --classes")
+            raise UserError(
+                f"{dataset.list_file}: no frame has a box of these classes, so there is nothing to "
+                "score: name another list or other --classes"
+            )
     return datasets
 
 
-def detect(detectors: dict[str, Detector], datasets: Datasets, load: Callable[[SeeingThroughFog], DataLoader],
-           device: torch.device, amp: bool) -> dict[str, dict[str, Results]]:
-    """What each detector finds, by list and title. One detector at a time is on the device."""
-    found: dict[str, dict[str, Results]] = {name: {} for name, _ in datasets}
+def detect_lists(
+    detectors: dict[str, Detector],
+    datasets: Datasets,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    amp: bool,
+) -> ResultsByList:
+    """The results of each detector on each list. One detector at a time is on the device."""
+    found: ResultsByList = {list_name: {} for list_name, _ in datasets}
     for title, detector in detectors.items():
         settings = detector.to(device).settings
-        print(f"{title}: {MODALITY[settings['channels']]}, {settings['backbone']}, {settings['min_size']} px")
-        for name in found:
-            found[name][title] = predict(detector, load(datasets[name, MODALITY[settings["channels"]]]), amp)
+        modality = MODALITY_OF[settings["channels"]]
+        print(f"{title}: {modality}, {settings['backbone']}, {settings['min_size']} px")
+        for list_name, by_detector in found.items():
+            loader = make_loader(datasets[list_name, modality], batch_size, workers)
+            by_detector[title] = predict(detector, loader, amp)
         detector.cpu()
     return found
 
 
-def with_conditions(data: Path, truths: dict[str, dict], found: dict[str, dict[str, Results]]
-                    ) -> tuple[dict[str, dict], dict[str, dict[str, Results]]]:
-    """Truths and detections of the lists, each followed by those of its conditions (`layout.condition_lists`)."""
+def with_conditions(
+    data: Path, truths: dict[str, GroundTruth], found: ResultsByList
+) -> tuple[dict[str, GroundTruth], ResultsByList]:
+    """Each list, followed by the lists of its conditions (`layout.condition_lists`)."""
     all_truths, all_found = {}, {}
-    for name, truth in truths.items():
-        all_truths[name], all_found[name] = truth, found[name]
-        for condition, frames in condition_lists(data, name).items():
-            wanted = set(frames)
+    for list_name, truth in truths.items():
+        all_truths[list_name], all_found[list_name] = truth, found[list_name]
+        for condition, names in condition_lists(data, list_name).items():
+            wanted = set(names)
             images = [image for image in truth["images"] if image["file_name"] in wanted]
-            numbers = {image["id"] for image in images}
-            all_truths[condition] = {**truth, "images": images, "annotations": on_images(truth["annotations"], numbers)}
-            all_found[condition] = {title: on_images(results, numbers) for title, results in found[name].items()}
+            ids = {image["id"] for image in images}
+            annotations = on_images(truth["annotations"], ids)
+            all_truths[condition] = {**truth, "images": images, "annotations": annotations}
+            all_found[condition] = {
+                title: on_images(results, ids) for title, results in found[list_name].items()
+            }
     return all_truths, all_found
 
 
-def on_images(entries: list[dict[str, Any]], numbers: set[int]) -> list[dict[str, Any]]:
-    """Annotations or results on the images of these numbers."""
-    return [entry for entry in entries if entry["image_id"] in numbers]
+def on_images(entries: list[dict[str, Any]], ids: set[int]) -> list[dict[str, Any]]:
+    """The annotations or results on these images."""
+    return [entry for entry in entries if entry["image_id"] in ids]
 
 
-def score(truths: dict[str, dict], found: dict[str, dict[str, Results]]) -> dict[str, dict[str, dict[str, float]]]:
-    """COCO's numbers and who is missed, by list and title; `truths` are COCO dictionaries by list."""
-    return {name: {title: {**coco_metrics(truths[name], results), **miss_metrics(truths[name], results)}
-                   for title, results in by_title.items()} for name, by_title in found.items()}
+def evaluate_lists(
+    truths: dict[str, GroundTruth], found: ResultsByList
+) -> dict[str, dict[str, dict[str, float]]]:
+    """All metrics, by list, detector and name."""
+    return {
+        list_name: {
+            title: coco_metrics(truths[list_name], results)
+            | miss_metrics(truths[list_name], results)
+            for title, results in by_detector.items()
+        }
+        for list_name, by_detector in found.items()
+    }
 
 
-def compare_lists(detectors: dict[str, Detector], truths: dict[str, dict], found: dict[str, dict[str, Results]],
-                  draws: int, seed: int) -> tuple[dict[str, dict], str]:
-    """`comparison.compare` for each list, and the baseline's title: of the first RGB weights, where there are any, else
-    of the first. The first weights with gated slices are the teacher."""
-    first_of = {detector.settings["channels"]: title for title, detector in reversed(detectors.items())}
+def compare_lists(
+    detectors: dict[str, Detector],
+    truths: dict[str, GroundTruth],
+    found: ResultsByList,
+    samples: int,
+    seed: int,
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """`bootstrap.compare_detectors` for each list, and the baseline's title.
+
+    The baseline is the first RGB detector, or the first one if there is no RGB detector; the
+    teacher is the first one with gated slices.
+    """
+    first_of = {
+        detector.settings["channels"]: title for title, detector in reversed(detectors.items())
+    }
     baseline = first_of.get(3, next(iter(detectors)))
-    return {name: distributed.on_first(partial(compare, truth, {title: [one] for title, one in found[name].items()},
-                                               baseline, first_of.get(6), draws, seed))
-            for name, truth in truths.items()}, baseline
+    comparisons = {}
+    for list_name, truth in truths.items():
+        runs = {title: [results] for title, results in found[list_name].items()}
+        compare = partial(compare_detectors, truth, runs, baseline, first_of.get(6), samples, seed)
+        comparisons[list_name] = distributed.on_first(compare)
+    return comparisons, baseline
 
 
-def refuse_twice(files: list[Path]) -> None:
+def refuse_duplicates(files: list[Path]) -> None:
     """Raise `UserError` for a file or folder that is named twice."""
     places = [file.resolve() for file in files]
     for file, place in zip(files, places, strict=True):
@@ -125,16 +190,19 @@ def refuse_twice(files: list[Path]) -> None:
 
 
 def titles(files: list[Path]) -> list[str]:
-    """A short name for each weights file: its stem, with as many of its folders as tell it from the others."""
+    """A short, unique title for each weights file, from its path without the suffix."""
     return short_names([file.with_suffix("") for file in files])
 
 
 def short_names(places: list[Path]) -> list[str]:
-    """The last part of each path, with as many of its folders as tell it from the others."""
+    """The last part of each path, with as many parents as make it unique."""
     paths = [place.absolute().parts for place in places]
+    return [shortest_unique(path, paths) for path in paths]
 
-    def shortest(path: tuple[str, ...]) -> int:
-        return next((length for length in range(1, len(path))
-                     if sum(other[-length:] == path[-length:] for other in paths) == 1), len(path))
 
-    return ["/".join(path[-shortest(path):]) for path in paths]
+def shortest_unique(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> str:
+    """The shortest end of a path that no other of the paths has; all of it if there is none."""
+    for length in range(1, len(path)):
+        if sum(other[-length:] == path[-length:] for other in paths) == 1:
+            return "/".join(path[-length:])
+    return "/".join(path)

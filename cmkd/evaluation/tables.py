@@ -1,141 +1,197 @@
-"""Detections and scores as text: COCO results in and out, tables for the terminal, Markdown and CSV."""
+"""Detections and metrics as files and tables: COCO results, text for the terminal, Markdown."""
 
-import csv
-import io
-import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cmkd.evaluation.bootstrap import HIGHER_IS_BETTER
-from cmkd.evaluation.metrics import DISTANCES, HEIGHTS, finite
-from utils import UserError, reason_of, save_json, write_atomically
+from cmkd.evaluation.metrics import DISTANCES, HEIGHTS, GroundTruth, Results, finite
+from cmkd.runtime.files import UserError, read_json, save_json, save_text
+from cmkd.runtime.hardware import versions
 
-SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "MR", "recall", "recall_unseen")
-BANDS = [f"{score}_{band}" for band in (*HEIGHTS, *DISTANCES) for score in ("AP", "recall")]
-LARGEST = 1e9  # of a coordinate; NaN is not below it either
+MAIN_METRICS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_100",
+    "MR",
+    "recall",
+    "recall_unseen",
+)
+BAND_METRICS = [
+    f"{metric}_{band}" for band in (*HEIGHTS, *DISTANCES) for metric in ("AP", "recall")
+]
+LARGEST = 1e9  # of a box's coordinate
+RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
+
+MetricsByList = dict[str, dict[str, dict[str, float]]]  # by list, then detector, then metric
 
 
-def read_results(file: Path, truths: dict[str, dict[str, list]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """A file's COCO results (image_id, category_id, bbox x, y, width, height, score), by the one list of `truths` and
-    the file's name. Raises `UserError` for several lists, and with the place of the first that is no result of it."""
+# --------------------------------------------------------------------------------------- detections
+
+
+def read_results(file: Path, truths: dict[str, GroundTruth]) -> dict[str, dict[str, Results]]:
+    """A file's COCO results, by the one list of `truths` and the file's name.
+
+    Raises `UserError` for several lists, and names the first entry that is not a result of the
+    list.
+    """
     if len(truths) > 1:
-        raise UserError(f"--detections {file} are those of one list: name it with --lists")
-    [(name, ground_truth)] = truths.items()
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: write detections with --save-detections, or name another file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not JSON ({reason_of(error)}): expected a list of COCO results") from None
+        raise UserError(f"--detections {file} holds the results of one list: name it with --lists")
+    [(list_name, truth)] = truths.items()
+    expected = "expected a list of COCO results, as --save-detections writes it"
+    results = read_json(file, expected)
     if not isinstance(results, list):
-        raise UserError(f"{file} holds a {type(results).__name__}: expected a list of COCO results")
-    images = {image["id"] for image in ground_truth["images"]}
-    categories = {category["id"]: category["name"] for category in ground_truth["categories"]}
+        raise UserError(f"{file} holds a {type(results).__name__}: {expected}")
+    images = {image["id"] for image in truth["images"]}
+    categories = {category["id"]: category["name"] for category in truth["categories"]}
     for place, result in enumerate(results):
         if problem := problem_of(result, images, categories):
             raise UserError(f"{file}: result {place} {problem}")
-    return {name: {file.stem: results}}
+    return {list_name: {file.stem: results}}
 
 
 def problem_of(result: Any, images: set[int], categories: dict[int, str]) -> str:
-    """Why a value is no result for these images and categories; '' where it is one."""
-    if not isinstance(result, dict) or not result.keys() >= {"image_id", "category_id", "bbox", "score"}:
+    """Why a value is not a result for these images and categories; empty if it is one."""
+    if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
         return "is no COCO result: it needs image_id, category_id, bbox and score"
-    numbers = [result["score"], *(result["bbox"] if isinstance(result["bbox"], list) else [])]
-    if len(numbers) != 5 or not all(type(number) in (int, float) and abs(number) < LARGEST for number in numbers):
-        return f"has bbox {result['bbox']} and score {result['score']}: expected four finite numbers and one"
-    if min(numbers[3:]) < 0:
-        return f"has bbox {result['bbox']}: a width and a height of at least 0 are needed"
+    box, score = result["bbox"], result["score"]
+    numbers = [score, *(box if isinstance(box, list) else [])]
+    if len(numbers) != 5 or not all(map(is_reasonable, numbers)):
+        return f"has bbox {box} and score {score}: expected four finite numbers and one"
+    if min(box[2:]) < 0:
+        return f"has bbox {box}: width and height must be at least 0"
     if type(result["image_id"]) is not int or result["image_id"] not in images:
-        return (f"is on image {result['image_id']!r}, which the list does not have: images are numbered as `python "
-                "dataset.py --export-coco` writes them, from 0 in the order of the list")
+        return (
+            f"is on image {result['image_id']!r}, which the list does not have: number the images "
+            "from 0 in the order of the list, as `check_data.py --export-coco` does"
+        )
     if type(result["category_id"]) is not int or result["category_id"] not in categories:
         known = ", ".join(f"{number} ({name})" for number, name in categories.items())
         return f"has category {result['category_id']!r}: the categories are {known}"
     return ""
 
 
-def metrics_rows(metrics: dict[str, dict[str, dict[str, float]]], truths: dict[str, dict], names: Sequence[str]
-                 ) -> list[list[str]]:
-    """A heading and a row for each list, with its number of frames, and title: the scores of these names that are
-    defined anywhere."""
-    rows = [(title, one, scores) for one, by_title in metrics.items() for title, scores in by_title.items()]
-    shown = [name for name in names if any(math.isfinite(scores[name]) for _, _, scores in rows)]
-    return [["model", "list", "frames", *shown],
-            *([title, one, str(len(truths[one]["images"])), *(f"{scores[name]:.4f}" for name in shown)]
-              for title, one, scores in rows)]
+def is_reasonable(number: Any) -> bool:
+    """Whether a value is a number that a coordinate or a score can have. NaN is not."""
+    return type(number) in (int, float) and abs(number) < LARGEST
 
 
-def columns(rows: list[list[str]], texts: int = 2) -> str:
-    """Rows in columns for the terminal: the first `texts` flush left, numbers flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("   ".join(f"{cell:<{width}}" if place < texts else f"{cell:>{width}}"
-                                for place, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows)
+def save_detections(found: dict[str, dict[str, Results]], file: Path) -> None:
+    """Write COCO results.
+
+    With several detectors or lists there is a file for each, named FILE.<detector>.<list>.
+    """
+    for list_name, by_detector in found.items():
+        for title, results in by_detector.items():
+            parts = [file.stem]
+            if len(by_detector) > 1:
+                parts.append(title.replace("/", "-"))
+            if len(found) > 1:
+                parts.append(list_name)
+            save_json(results, file.with_name(".".join(parts) + file.suffix))
 
 
-def metrics_tables(metrics: dict[str, dict[str, dict[str, float]]], truths: dict[str, dict]
-                   ) -> dict[str, list[list[str]]]:
-    """The rows of the main scores, and of AP and recall by height and, where the labels say it, distance."""
-    return {"scores": metrics_rows(metrics, truths, SHOWN),
-            "by height and distance": metrics_rows(metrics, truths, BANDS)}
+# ------------------------------------------------------------------------------------------- tables
 
 
-def comparison_rows(table: dict[str, dict[str, Any]], baseline: str) -> list[list[str]]:
-    """A heading and rows of `comparison.compare`, in percent, with 95 % intervals."""
-    def cell(one: dict[str, Any], what: str) -> str:
-        value, (low, high) = one[what], one["interval" if what == "value" else f"{what}_interval"]
-        sign = "+" if what == "difference" else ""
-        edges = f" [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(low) else ""
-        return f"{100 * value:{sign}.1f}{edges}" if math.isfinite(value) else "-"
+def text_table(rows: list[list[Any]], text_columns: int = 1) -> str:
+    """Rows as aligned columns for the terminal; the first row is the heading.
 
-    has_teacher = any("gap_closed" in scores["AP"] for scores in table.values())
-    rows = [["model", *HIGHER_IS_BETTER, f"AP - {baseline}", f"MR - {baseline}",
-             *(["gap closed, AP", "gap closed, MR"] if has_teacher else [])]]
-    for name, scores in table.items():
-        rows.append([name, *(cell(scores[score], "value") for score in HIGHER_IS_BETTER),
-                     *(cell(scores[score], "difference") for score in ("AP", "MR")),
-                     *(cell(scores[score], "gap_closed") for score in ("AP", "MR") if has_teacher)])
+    The first `text_columns` columns are aligned left, the others, which hold numbers, right.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        texts = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("   ".join(texts[:text_columns] + numbers[text_columns:]))
+    return "\n".join(lines)
+
+
+def markdown_table(rows: list[list[Any]]) -> str:
+    """Rows as a Markdown table; the first row is the heading."""
+    heading, *others = rows
+    lines = [heading, ["---"] * len(heading), *others]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def print_and_save(text: str, numbers: dict[str, Any], file: Path | None) -> None:
+    """Print a study's tables; save its numbers as JSON, and the tables beside it as .md.
+
+    The JSON also has the command and the versions. Raises `UserError`.
+    """
+    print(text)
+    if file:
+        command = " ".join(["python", *sys.argv])
+        save_json({**finite(numbers), "command": command, "versions": versions()}, file)
+        save_text(text + "\n", file.with_suffix(".md"))
+
+
+def metrics_tables(
+    metrics: MetricsByList, truths: dict[str, GroundTruth]
+) -> dict[str, list[list[str]]]:
+    """Rows of the main metrics, and rows of AP and recall by height and distance."""
+    return {
+        "scores": metrics_rows(metrics, truths, MAIN_METRICS),
+        "by height and distance": metrics_rows(metrics, truths, BAND_METRICS),
+    }
+
+
+def metrics_rows(
+    metrics: MetricsByList, truths: dict[str, GroundTruth], names: Sequence[str]
+) -> list[list[str]]:
+    """A heading, then a row per list and detector.
+
+    Metrics that are undefined in every row are left out.
+    """
+    everything = [values for by_detector in metrics.values() for values in by_detector.values()]
+    shown = [name for name in names if any(math.isfinite(values[name]) for values in everything)]
+    rows = [["model", "list", "frames", *shown]]
+    for list_name, by_detector in metrics.items():
+        frames = str(len(truths[list_name]["images"]))
+        for title, values in by_detector.items():
+            cells = [f"{values[name]:.4f}" for name in shown]
+            rows.append([title, list_name, frames, *cells])
     return rows
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """A table, of a heading and rows."""
-    head, *others = rows
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *others])
+def comparison_title(list_name: str, truth: GroundTruth) -> str:
+    """The line above a list's comparison."""
+    frames = len(truth["images"])
+    return f"{list_name}, in percent; in brackets 95 % intervals over its {frames} frames"
 
 
-def comparison_title(name: str, truth: dict[str, list]) -> str:
-    """What stands over the table of a list."""
-    return f"{name}, in percent; in brackets 95 % over its {len(truth['images'])} frames"
+def comparison_rows(comparison: dict[str, dict[str, Any]], baseline: str) -> list[list[str]]:
+    """A heading, then a row per detector of `bootstrap.compare_detectors`.
+
+    Values are in percent, with 95 % intervals.
+    """
+    columns = {metric: (metric, "value") for metric in HIGHER_IS_BETTER}
+    for metric in ("AP", "MR"):
+        columns[f"{metric} - {baseline}"] = (metric, "difference")
+    if any("gap_closed" in by_metric["AP"] for by_metric in comparison.values()):
+        for metric in ("AP", "MR"):
+            columns[f"gap closed, {metric}"] = (metric, "gap_closed")
+    rows = [["model", *columns]]
+    for title, by_metric in comparison.items():
+        cells = [comparison_cell(by_metric[metric], key) for metric, key in columns.values()]
+        rows.append([title, *cells])
+    return rows
 
 
-def comparison_tables(comparisons: dict[str, dict], truths: dict[str, dict], baseline: str) -> list[str]:
-    """The table of each list under a line that says what it is."""
-    return [f"{comparison_title(name, truths[name])}:\n\n{markdown(comparison_rows(table, baseline))}\n"
-            for name, table in comparisons.items()]
-
-
-def save_csv(metrics: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
-    """A line for each list and title; a number that is not defined is left empty."""
-    text = io.StringIO()
-    rows = [{"model": title, "list": one, **finite(values)}
-            for one, by_title in metrics.items() for title, values in by_title.items()]
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(file, lambda unfinished: unfinished.write_text(text.getvalue(), encoding="utf-8"))
-
-
-def save_detections(found: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None:
-    """One file, or one for each list and title, whose names follow FILE's."""
-    for one, by_title in found.items():
-        for title, results in by_title.items():
-            parts = [title.replace("/", "-")] * (len(by_title) > 1) + [one] * (len(found) > 1)
-            save_json(results, file.with_name(".".join([file.stem, *parts]) + file.suffix))
-
-
-def save_text(text: str, file: Path) -> None:
-    """A text file with a line's end at its end."""
-    write_atomically(file, lambda unfinished: unfinished.write_text(text + "\n", encoding="utf-8"))
+def comparison_cell(entry: dict[str, Any], key: str) -> str:
+    """`12.3 [10.0, 14.1]`: one of value, difference and gap_closed, and its interval."""
+    value = entry[key]
+    if not math.isfinite(value):
+        return "-"
+    low, high = entry["interval" if key == "value" else f"{key}_interval"]
+    sign = "+" if key == "difference" else ""
+    interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(low) else ""
+    return f"{100 * value:{sign}.1f}{interval}"

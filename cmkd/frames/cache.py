@@ -1,4 +1,4 @@
-"""Frames decoded once: kept as uint8 at training size, in a memory-mapped file that all processes share."""
+"""Frames that are decoded once, then kept at training size in a file that all processes share."""
 
 import hashlib
 import os
@@ -11,75 +11,91 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from utils import UserError
+from cmkd.runtime.files import UserError
 
-MEMORY = Path("/dev/shm")  # files that live in memory, on Linux
-VERSION = 1  # of what is stored
+MEMORY_FOLDER = Path("/dev/shm")  # its files live in memory, on Linux
+VERSION = 1  # of the file's format
 
 
 class FrameCache:
-    """Frames `[C, H, W]`, each with its checksum, so that one that is half written, or was when the power went, counts
-    as not there. Any process may store any frame at any time: what is stored is the same.
+    """Frames, uint8 `[C, H, W]`, in a memory-mapped file.
 
-    `kind` is `disk` (in `folder`, kept for later runs) or `ram` (in memory, until `remove`). Another list, another
-    size, or another size or date of a source file makes another cache. Raises `UserError` where there is no room.
+    Each frame has a checksum: a frame that is half written, or was when the power failed, counts as
+    missing. Any process may store any frame at any time, because all store the same content.
+
+    `kind` is `disk` (in `folder`, kept for later runs) or `ram` (in memory, until `remove`).
+    Another list, another size, or another size or date of an image file makes another cache.
+    Raises `UserError` if there is no room.
     """
 
-    def __init__(self, kind: str, folder: Path, files: list[list[Path]], size: tuple[int, int]) -> None:
-        self.shape = (len(files), len(files[0]) + 2, *size)  # RGB is one file and three channels
-        self.kind, self.file = kind, (MEMORY if kind == "ram" else folder) / f"frames-{key(files, size)}.cache"
+    def __init__(
+        self, kind: str, folder: Path, files: list[list[Path]], size: tuple[int, int]
+    ) -> None:
+        channels = len(files[0]) + 2  # RGB is one file and three channels
+        self.shape = (len(files), channels, *size)
+        self.kind = kind
+        place = MEMORY_FOLDER if kind == "ram" else folder
+        self.file = place / f"frames-{cache_key(files, size)}.cache"
         self.bytes = int(np.prod(self.shape)) + 4 * len(files)
-        self._map()
+        self._map_file()
 
     def __getstate__(self) -> dict:
-        """What a process started anew gets; it maps the file itself."""
-        return {name: value for name, value in vars(self).items() if name not in ("frames", "checksums")}
+        """What is sent to a new process, which maps the file itself."""
+        state = dict(vars(self))
+        del state["frames"], state["checksums"]
+        return state
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._map()
+        self._map_file()
 
-    def _map(self) -> None:
+    def _map_file(self) -> None:
         if not self.file.is_file():
             self._make_file()
-        whole = np.memmap(self.file, np.uint8, "r+", shape=self.bytes)
-        self.checksums = whole[: 4 * self.shape[0]].view(np.uint32)
-        self.frames = whole[4 * self.shape[0] :].reshape(self.shape)
+        content = np.memmap(self.file, np.uint8, "r+", shape=self.bytes)
+        start = 4 * self.shape[0]
+        self.checksums = content[:start].view(np.uint32)
+        self.frames = content[start:].reshape(self.shape)
 
     def _make_file(self) -> None:
+        folder = self.file.parent
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            if (free := shutil.disk_usage(self.file.parent).free) < self.bytes:
-                raise UserError(f"--cache {self.kind} needs {self.bytes / 1e9:.1f} GB and {self.file.parent} has "
-                                f"{free / 1e9:.1f} GB: make room, or choose another --cache")
-            # Another process may be making it: nothing there is lost. The room is taken now, as a disk that is full
-            # when a mapped page is written kills the process.
+            folder.mkdir(parents=True, exist_ok=True)
+            if (free := shutil.disk_usage(folder).free) < self.bytes:
+                raise UserError(
+                    f"--cache {self.kind} needs {self.bytes / 1e9:.1f} GB and {folder} has "
+                    f"{free / 1e9:.1f} GB: free some space, or choose another --cache"
+                )
+            # Another process may make the file at the same time: nothing in it is lost. The space
+            # is taken now, because a full disk kills the process that writes a mapped page.
             with self.file.open("ab") as file:
                 os.posix_fallocate(file.fileno(), 0, self.bytes)
         except OSError as error:
-            raise UserError(f"--cache {self.kind}: {self.file} cannot be written ({error.strerror}): choose another "
-                            "--cache") from None
+            raise UserError(
+                f"--cache {self.kind}: {self.file} cannot be written ({error.strerror}): choose "
+                "another --cache"
+            ) from None
 
     def load(self, index: int) -> Tensor | None:
-        """A frame that is stored whole."""
+        """A stored frame; None if it is missing or damaged."""
         frame = np.array(self.frames[index])
         return torch.from_numpy(frame) if checksum(frame) == self.checksums[index] else None
 
     def store(self, index: int, image: Tensor) -> Tensor:
-        """Resize a frame, keep it, and return it."""
+        """Resize a frame, store it, and return it."""
         frame = resize(image, self.shape[2:])
         self.frames[index] = frame.numpy()
         self.checksums[index] = checksum(frame.numpy())
         return frame
 
     def remove(self) -> None:
-        """Give memory back; a cache on disk stays."""
+        """Remove a cache in memory; one on disk stays."""
         if self.kind == "ram":
             self.file.unlink(missing_ok=True)
 
 
-def key(files: list[list[Path]], size: tuple[int, int]) -> str:
-    """A name for these files as they are now, at this size."""
+def cache_key(files: list[list[Path]], size: tuple[int, int]) -> str:
+    """A name for these image files in their present state, at this size."""
     digest = hashlib.sha256(f"{VERSION} {size}".encode())
     for file in (file for frame in files for file in frame):
         status = file.stat()
@@ -88,21 +104,27 @@ def key(files: list[list[Path]], size: tuple[int, int]) -> str:
 
 
 def checksum(frame: np.ndarray) -> int:
-    """Never 0, which is what an empty file says."""
+    """CRC-32, but never 0, which means that nothing is stored."""
     return zlib.crc32(frame) or 1
 
 
 def training_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
     """(height, width) that torchvision's GeneralizedRCNNTransform gives an image of this size."""
     scale = min(min_size / min(height, width), max_size / max(height, width))
-    small = interpolate(torch.empty(1, 1, height, width, device="meta"), scale_factor=scale, mode="bilinear",
-                        recompute_scale_factor=True)
-    return tuple(small.shape[-2:])
+    resized = interpolate(
+        torch.empty(1, 1, height, width, device="meta"),
+        scale_factor=scale,
+        mode="bilinear",
+        recompute_scale_factor=True,
+    )
+    return tuple(resized.shape[-2:])
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A uint8 image `[C, H, W]` at another (height, width), as torchvision's transform does it (bilinear, without
-    antialiasing), rounded to whole grey levels."""
+    """A uint8 image `[C, H, W]` at another (height, width), rounded to whole grey levels.
+
+    Bilinear without antialiasing, like torchvision's transform.
+    """
     if image.shape[-2:] == size:
         return image
     return interpolate(image[None].float(), size=size, mode="bilinear")[0].round().byte()

@@ -1,62 +1,48 @@
-"""The raw 12-bit tiffs of the Seeing Through Fog cameras -> 8-bit pictures like the official `_lut` ones.
+"""Raw 12-bit tiffs of the Seeing Through Fog RGB camera -> 8-bit RGB like the official ones.
 
-Decompand, tone curve, demosaic, CLAHE, in this order; rectification is `registration.rectifying_map`'s.
+Decompanding, tone curve, demosaicing and CLAHE as in tools/Raw2LUTImages of the data set's
+repository, which made cam_stereo_left_lut. `registration.rectifying_map` rectifies the result.
 """
 
-from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 
-from utils import UserError
-
-# Piecewise linear: 12-bit sensor codes -> 16 bit, and fractions of 65536 -> fractions of it.
-DECOMPAND = ((0, 1024, 2560, 3456, 3968), (0, 1024, 4096, 32768, 65536))
-DAY_CURVE = ((0, 0.005, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1),
-             (0, 0.05, 0.2, 0.35, 0.4, 0.5, 0.7, 0.8, 0.9, 0.98, 1))
-NIGHT_CURVE = ((0, 0.0025, 0.005, 0.01, 0.1, 0.2, 0.3, 1), (0, 0.1, 0.25, 0.4, 0.8, 0.9, 0.98, 1))
+from cmkd.frames.tone import DAY_CURVE, NIGHT_CURVE, table_of_codes
+from cmkd.runtime.files import UserError
 
 
 def develop(raw: np.ndarray, night: bool) -> np.ndarray:
-    """Companded Bayer GRBG (H, W) uint16 -> RGB (H, W, 3) uint8, not rectified. Raises `UserError` without OpenCV."""
-    toned = tone_table(night)[np.minimum(raw, 4095)]
+    """Companded Bayer GRBG (H, W) uint16 -> RGB (H, W, 3) uint8, not rectified.
+
+    Raises `UserError` if OpenCV is not installed.
+    """
+    toned = table_of_codes(NIGHT_CURVE if night else DAY_CURVE)[np.minimum(raw, 4095)]
     return equalise((demosaic(toned) >> 8).astype(np.uint8))
 
 
-@lru_cache(maxsize=2)
-def tone_table(night: bool) -> np.ndarray:
-    """The 4096 codes decompanded and through the curve of the night or the day: uint16."""
-    linear = np.interp(np.arange(4096), *DECOMPAND)
-    toned = 65536 * np.interp(linear / 65536, *(NIGHT_CURVE if night else DAY_CURVE))
-    return np.minimum(toned, 65535).astype(np.uint16)
-
-
 def demosaic(bayer: np.ndarray) -> np.ndarray:
-    """Bayer GRBG (H, W) uint16 -> RGB (H, W, 3) uint16, bilinear: each colour is the mean of its nearest samples."""
-    height, width = bayer.shape
-    channels = []
-    for places in (((0, 1),), ((0, 0), (1, 1)), ((1, 0),)):  # of red, green and blue in each 2x2 cell
-        mask = np.zeros((height, width), np.float32)
-        for row, column in places:
-            mask[row::2, column::2] = 1
-        channels.append(tent(bayer * mask) / tent(mask))
-    return (np.stack(channels, -1) + 0.5).astype(np.uint16)
+    """Bayer GRBG (H, W) uint16 -> RGB (H, W, 3) uint16, bilinear."""
+    cv2 = opencv()
+    # OpenCV names a pattern by the second and third pixel of its second row: GB in GRBG.
+    return cv2.cvtColor(bayer, cv2.COLOR_BayerGB2RGB)
 
 
-def tent(values: np.ndarray) -> np.ndarray:
-    """The 3x3 filter with the weights 1 2 1 in each direction; nothing lies outside."""
-    for _ in range(2):  # along the rows, then, turned, along the columns
-        padded = np.pad(values, ((0, 0), (1, 1)))
-        values = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]).T
-    return values
+def equalise(rgb: np.ndarray) -> np.ndarray:
+    """CLAHE of the lightness (8x8 tiles, clip limit 2.0) of RGB (H, W, 3) uint8."""
+    cv2 = opencv()
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(lab[..., 0])
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
 
 
-def equalise(picture: np.ndarray) -> np.ndarray:
-    """CLAHE of the lightness (8x8 tiles, clip limit 2.0) of an RGB picture (H, W, 3) uint8. Raises `UserError`."""
+def opencv() -> ModuleType:
+    """The module cv2, which only raw images need. Raises `UserError` if it is not installed."""
     try:
         import cv2
     except ImportError:
-        raise UserError("raw RGB tiffs need OpenCV for CLAHE: pip install opencv-python-headless, or download "
-                        "cam_stereo_left_lut") from None
-    lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB)
-    lab[..., 0] = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(lab[..., 0])
-    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+        raise UserError(
+            "raw RGB tiffs need OpenCV: pip install opencv-python-headless, or download "
+            "cam_stereo_left_lut"
+        ) from None
+    return cv2

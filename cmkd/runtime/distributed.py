@@ -1,7 +1,8 @@
-"""Several processes on one machine or many, started by torchrun. In a single process nothing here does anything.
+"""Several processes on one machine or many, started by torchrun; nothing to do in a single one.
 
-Gradients are averaged after the backward pass instead of by DistributedDataParallel: networks need no wrapping, so the
-train scripts read alike for one process and for many, and what is trained beside the detector needs nothing of its own.
+Gradients are averaged after the backward pass instead of by DistributedDataParallel: networks need
+no wrapper, so the train scripts read alike for one process and many, and what is trained beside the
+detector needs nothing of its own.
 """
 
 import os
@@ -18,20 +19,23 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "remote process
 
 
 class EndedElsewhereError(Exception):
-    """Another process has failed and said why; this one has nothing to add."""
+    """Another process has failed and printed why; this one has nothing to add."""
 
 
 def start() -> None:
-    """Join the other processes of a torchrun; the first one alone prints to stdout."""
+    """Join the other processes of a torchrun; only the first one prints to stdout."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     if torch.cuda.is_available():
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            sys.exit(f"torchrun: this machine has {torch.cuda.device_count()} GPUs: lower --nproc_per_node")
+            sys.exit(
+                f"torchrun: this machine has {torch.cuda.device_count()} GPUs: lower "
+                "--nproc_per_node"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if rank() > 0:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
 
 
 def end() -> None:
@@ -51,19 +55,22 @@ def world_size() -> int:
 
 
 def lost_a_process(error: Exception) -> bool:
-    """Whether an exchange failed because another process has ended."""
+    """Whether a message between processes failed because another process ended."""
     return world_size() > 1 and any(text in str(error) for text in LOST)
 
 
 def on_first(compute: Callable[[], Any]) -> Any:
-    """What `compute` gives in the first process, in all of them. Raises its error there, else `EndedElsewhereError`."""
+    """Call `compute` in the first process; all processes get its result.
+
+    Raises its error in the first process and `EndedElsewhereError` in the others.
+    """
     if world_size() == 1:
         return compute()
     outcome, failure = [None, False], None
     if rank() == 0:
         try:
             outcome[0] = compute()
-        except Exception as error:  # raised again below, once the others know
+        except Exception as error:  # raised below, once the others know
             outcome[1], failure = True, error
     dist.broadcast_object_list(outcome)
     if failure:
@@ -74,7 +81,7 @@ def on_first(compute: Callable[[], Any]) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in the order of their ranks, in each of them."""
+    """The values of all processes by rank, in each of them."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -83,49 +90,54 @@ def gather(value: Any) -> list[Any]:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in its place."""
+    """Replace a tensor by its sum over all processes, and return it."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def copy_from_first(network: nn.Module) -> None:
-    """Give every process the first one's parameters and statistics: one seed need not mean the same numbers on two
-    kinds of processor."""
+    """Give every process the first one's parameters and buffers.
+
+    The same seed can give other numbers on another kind of processor.
+    """
     if world_size() > 1:
         for tensor in (*network.parameters(), *network.buffers()):
             dist.broadcast(tensor.data, src=0)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Give each parameter the mean of its gradients over all processes, in one exchange."""
+    """Replace each gradient by its mean over all processes, in one message."""
     if world_size() == 1:
         return
     for parameter in parameters:
-        if parameter.grad is None:  # nothing of it was used here, maybe elsewhere
+        if parameter.grad is None:  # unused here, but maybe used in another process
             parameter.grad = torch.zeros_like(parameter)
     average([parameter.grad for parameter in parameters])
 
 
 def average_norm_statistics(network: nn.Module) -> None:
-    """Keep the running statistics of BatchNorm equal in all processes. Frozen ones don't change, and SyncBatchNorm (on
-    CUDA) sees to its own."""
+    """Keep the running statistics of BatchNorm equal in all processes.
+
+    Frozen ones do not change, and SyncBatchNorm (on CUDA) synchronises its own.
+    """
     if world_size() == 1:
         return
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     if norms:
-        average([statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)])
+        average([value for norm in norms for value in (norm.running_mean, norm.running_var)])
 
 
 def average(tensors: list[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in one exchange."""
-    # torch.nn.utils.parameters_to_vector takes no tensors in another memory layout, as those of the networks are.
+    """Replace each tensor by its mean over all processes, in one message."""
+    # torch.nn.utils.parameters_to_vector refuses the channels_last layout of the networks.
     means = total(torch.cat([tensor.flatten() for tensor in tensors])) / world_size()
-    for tensor, mean in zip(tensors, means.split([tensor.numel() for tensor in tensors]), strict=True):
+    parts = means.split([tensor.numel() for tensor in tensors])
+    for tensor, mean in zip(tensors, parts, strict=True):
         tensor.copy_(mean.view(tensor.shape))
 
 
 def synchronise_norms(network: nn.Module) -> None:
-    """Let every trainable BatchNorm see the batches of all processes; torch can on CUDA only."""
+    """Let every trainable BatchNorm see the batches of all processes (possible on CUDA only)."""
     if world_size() > 1 and next(network.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -1,6 +1,5 @@
-"""What ends a program before its time, in one line: errors, Ctrl-C and SIGTERM, memory, loader processes that die."""
+"""What ends a program early, in one line: errors, Ctrl-C, SIGTERM, out of memory, dead workers."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,101 +7,99 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.queues import Queue
-from pathlib import Path
+from multiprocessing import resource_sharer
 from types import FrameType
+from typing import Any, NoReturn
 
 import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from cmkd.runtime import distributed, hardware
-from utils import UserError, reason_of
+from cmkd.runtime.files import UserError, print_error, reason_of
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
 
-def run(main: Callable[[], None], *expected: type[Exception]) -> None:
-    """Call `main`; end `UserError`, the `expected` errors and a lack of memory in one line on stderr and exit code 2.
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; end the errors a user can fix in one line on stderr and exit code 2.
 
-    Under torchrun, the line says which process it is from, and processes that end because of another one say nothing.
+    Under torchrun the line says which process it is from, and a process that ends because of
+    another one says nothing.
     """
     hardware.prepare()
     distributed.start()
     try:
         main()
-    except (UserError, *expected) as error:
-        # A loader worker sends its error wrapped in the worker's traceback; our own text is the end of it.
-        complain(" ".join(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].splitlines()))
+    except UserError as error:
+        complain(text_of(error))
     except distributed.EndedElsewhereError:
         leave(2)
     except KeyboardInterrupt:
         leave(128 + signal.SIGINT)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            complain(f"out of memory ({reason_of(error)}): lower --batch-size, --min-size or --rois, or pass --amp, or "
-                     "see what else uses it; checkpoints and best weights stand")
+            complain(
+                f"out of memory ({reason_of(error)}): lower --batch-size, --min-size or --rois, or "
+                "pass --amp, or see what else uses it; checkpoints and best weights are kept"
+            )
         if "C++ compiler" in str(error):
-            complain(f"--compile needs a C++ compiler ({reason_of(error)}): install one, or leave --compile out")
+            complain(
+                f"--compile needs a C++ compiler ({reason_of(error)}): install one, or leave "
+                "--compile out"
+            )
         if distributed.lost_a_process(error):
             leave(2)
         raise
     finally:
-        end_loader_processes()
+        end_workers()
     distributed.end()
 
 
-def complain(message: str) -> None:
+def warn(text: str) -> None:
+    """Print a warning to stderr, in the first of several processes."""
+    if distributed.rank() == 0:
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def text_of(error: UserError) -> str:
+    """The error's text in one line; an error from a worker is the end of the worker's traceback."""
+    worker_error = f"{UserError.__module__}.UserError: "
+    return " ".join(str(error).rpartition(worker_error)[2].splitlines())
+
+
+def complain(message: str) -> NoReturn:
     """End the program with a line on stderr and exit code 2."""
     process = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
-    print(f"{Path(sys.argv[0]).name}: error: {process}{message}", file=sys.stderr)
+    print_error(process + message)
     leave(2)
 
 
-def leave(code: int) -> None:
-    """End the program. Of several processes at once, as to take leave of one that waits for us would be to wait too."""
+def leave(code: int) -> NoReturn:
+    """End the program; with several processes at once: a clean shutdown waits for all of them."""
     if distributed.world_size() > 1:
-        end_loader_processes()
+        end_workers()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error, of which torch has many, says that memory was short."""
-    return (isinstance(error, torch.OutOfMemoryError | MemoryError)
-            or any(text in str(error) for text in OUT_OF_MEMORY))
-
-
-def begin_loader_process(_: int) -> None:
-    """Ctrl-C and SIGTERM, often sent to all processes of a run, are for the main one, which ends its loader's. And a
-    batch that can't be handed over ends the process: the queue would drop it, and the main one wait for it for ever."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    Queue._on_queue_feeder_error = staticmethod(end_on_lost_batch)
-
-
-def end_on_lost_batch(error: Exception, _: object) -> None:
-    """Called by the queue's thread in a loader's process. Leaves the error's number to `naming_dead_workers`."""
-    worker = get_worker_info()
-    worker.dataset.reading[worker.id, 2] = getattr(error, "errno", None) or 0
-    os._exit(1)
-
-
-def end_loader_processes() -> None:
-    """End what `begin_loader_process` made deaf."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a failure
-    for process in multiprocessing.active_children():
-        process.kill()
+    """Whether one of torch's many errors means that memory was short."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in OUT_OF_MEMORY
+    )
 
 
 class StopRequest:
-    """Whether Ctrl-C or SIGTERM came while the `with` block ran: the first is noted, a second Ctrl-C stops at once."""
+    """Notes the first Ctrl-C or SIGTERM within the `with` block; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> "StopRequest":
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self.note) for number in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,44 +107,103 @@ class StopRequest:
             signal.signal(number, handler)
 
     def note(self, number: int, _: FrameType | None) -> None:
+        """The signal handler."""
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 
-    def obey(self, place: str, to_go_on: str = "pass the same options and --resume to go on") -> None:
-        """End the program with the signal's exit code and a line that says how to go on. A process that was not sent
-        it itself, as others were, ends by SIGTERM's."""
+    def obey(
+        self, place: str, how_to_resume: str = "pass the same options and --resume to continue"
+    ) -> NoReturn:
+        """End the program with the signal's exit code and a line on how to resume.
+
+        A process that got no signal itself, because another one did, ends as by SIGTERM.
+        """
         number = signal.Signals(self.signal or signal.SIGTERM)
         if distributed.rank() == 0:
-            print(f"stopped by {number.name} {place}; everything is saved: {to_go_on}", file=sys.stderr)
+            print(
+                f"stopped by {number.name} {place}; everything is saved: {how_to_resume}",
+                file=sys.stderr,
+            )
         leave(128 + number)
 
 
-@contextlib.contextmanager
-def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
-    """Turn the death of one of the loader's processes into a `UserError` that names the frame it was on, or why it
-    could hand nothing over. Torch notices it, or a batch can't be fetched from a process that is gone."""
+# ------------------------------------------------------------------------------- loader workers
+
+
+def start_worker(_: int) -> None:
+    """Set up a loader worker: `worker_init_fn` of a DataLoader.
+
+    Ctrl-C and SIGTERM often reach all processes of a run; the main one ends its workers itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":
+        try:  # opens the socket through which tensors are shared: here an error is reported
+            resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            raise cannot_share(error) from None
+
+
+def share(values: list[Any]) -> None:
+    """Move a worker's tensors to shared memory, and check that they can be sent.
+
+    torch would do it in the queue's thread, which drops a batch it cannot send: the main process
+    would wait for it forever. Raises `UserError`.
+    """
+    tensors = [value for value in values if isinstance(value, Tensor) and value.numel()]
     try:
-        yield
+        for tensor in tensors:
+            tensor.share_memory_()
+        # Sending a tensor takes one more file descriptor.
+        spare = [os.open(os.devnull, os.O_RDONLY) for _ in tensors]
+    except (OSError, RuntimeError) as error:
+        raise cannot_share(error) from None
+    for descriptor in spare:
+        os.close(descriptor)
+
+
+def cannot_share(error: Exception) -> UserError:
+    """The error of a worker that has no room to share frames."""
+    reason = error.strerror if isinstance(error, OSError) else reason_of(error)
+    return UserError(
+        f"a loader worker cannot share frames ({reason}): it needs space in "
+        f"{tempfile.gettempdir()} and /dev/shm, and open files (ulimit -n); --workers 0 needs none"
+    )
+
+
+def fetch(loader: DataLoader) -> Iterator[Any]:
+    """The loader's batches. Raises `UserError` that names the frame on which a worker died."""
+    try:
+        batches = iter(loader)
+        # torch's handler raises wherever the main thread is, e.g. within a step. Without it a death
+        # is noticed at the next batch, within 5 seconds.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield from batches
     except (RuntimeError, OSError, EOFError) as error:
-        ended = ended_processes(loader)
-        if not ended and "DataLoader worker (pid" not in str(error):
-            raise
-        if reasons := [os.strerror(number) for *_, number in ended if number]:
-            raise UserError(f"a loader process can hand no frame over ({reasons[0]}): it needs room in "
-                            f"{tempfile.gettempdir()} and open files (ulimit -n); --workers 0 does without") from None
-        frames = ", ".join(str(loader.dataset.files[index][0]) for _, index, _ in ended) or "no frame yet"
-        raise UserError(f"a loader process ended ({reason_of(error)}) on {frames}: look at this frame; if it is sound, "
-                        "memory was short: lower --workers") from None
+        if dead := dead_workers(loader):
+            frames = ", ".join(str(loader.dataset.files[index][0]) for index in dead)
+            raise UserError(
+                f"a loader worker died ({reason_of(error)}) on {frames}: look at this frame; if it "
+                "is sound, memory was short: lower --workers"
+            ) from None
+        raise
 
 
-def ended_processes(loader: DataLoader) -> list[list[int]]:
-    """The rows of `reading` of the loader's processes that have ended; one that lets go of its files ends within a
-    second."""
+def dead_workers(loader: DataLoader) -> list[int]:
+    """The frame indices on which workers died; they need up to a second to be seen as dead."""
     deadline = time.monotonic() + 1
     while True:
         live = {process.pid for process in multiprocessing.active_children()}
-        ended = [row for row in loader.dataset.reading.tolist() if row[0] and row[0] not in live]
-        if ended or time.monotonic() > deadline:
-            return ended
+        rows = loader.dataset.reading.tolist()
+        dead = [index for pid, index in rows if pid and pid not in live]
+        if dead or time.monotonic() > deadline:
+            return dead
         time.sleep(0.01)
+
+
+def end_workers() -> None:
+    """Kill the workers, which ignore signals that ask them to end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as a failure
+    for process in multiprocessing.active_children():
+        process.kill()

@@ -1,1 +1,1 @@
-"""The simulated road, its two cameras, and who is visible in which."""
+"""The simulated road, its two cameras, and who is visible in which image."""

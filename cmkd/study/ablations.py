@@ -1,36 +1,57 @@
-"""What gives how much: runs of a study again, each with one thing changed, from its data and its pretrained detector.
+"""What each choice gives: runs of a study once more, each with one thing changed.
 
     python reproduce.py --preset cpu --seeds 0 1 2 --out runs/cpu
-    python -m cmkd.study.ablations --study runs/cpu --only "mse 5" "teacher, slice 2 alone" --json runs/bench/some.json
+    python -m cmkd.study.ablations --study runs/cpu --only "mse 5" "teacher, slice 2 alone" \\
+        --json runs/bench/some.json
 
-A variant is compared with the run of the study that it varies, seed by seed; with --epochs with one of so many epochs.
-Both stand with their best epoch by validation AP, and are tested on the validation list alone. STUDY/ablations has the
-runs; a second call goes on where the first stopped.
+A variant starts from the study's data and pretrained detector, and is compared with the run that it
+varies, seed by seed; with --epochs, with one of as many epochs. Both are represented by their best
+epoch by validation AP, and tested on the validation list alone. The runs are in STUDY/ablations; a
+second call continues after what is done.
+
+"baseline, from teacher" is what CMKD-Plus was: an RGB detector that starts from the trained
+teacher's weights, with the kernels of the gated channels folded into the RGB ones
+(`train_baseline.py --init teacher.pth --stem inflate`). Its control is "baseline, from baseline",
+which starts from the trained baseline's weights.
 """
 
 import argparse
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import report, table
-from cmkd.evaluation.bootstrap import compare
-from cmkd.runtime.failures import run
-from cmkd.study.jobs import Job, run_jobs, slots
-from cmkd.study.report import mean_and_deviation
-from dataset import SeeingThroughFog
-from utils import OneLineParser, UserError, at_least, warn
+from cmkd.evaluation.bootstrap import compare_detectors
+from cmkd.evaluation.tables import markdown_table, print_and_save
+from cmkd.runtime.command_line import OneLineParser, at_least
+from cmkd.runtime.failures import run, warn
+from cmkd.runtime.files import UserError, read_json
+from cmkd.study.jobs import (
+    UNREADABLE,
+    Job,
+    Records,
+    option_value,
+    option_words,
+    precision_words,
+    read_study,
+    run_jobs,
+)
+from cmkd.study.report import mean_and_deviation, tested_truth
+
+START_WEIGHTS = r"\{seed\}/(\w+)\.pth"  # the network whose weights a variant starts from
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A run of the study, and the options that differ, with {seed} for that seed's folder, or which gated slice
-    stands in each of the three places."""
+    """A run of the study with one thing changed.
+
+    Options that differ, {seed} standing for the folder of that seed; or the gated slice that is
+    taken for each of the three.
+    """
 
     question: str
-    of: str
+    network: str  # that is varied
     options: str = ""
     slices: tuple[int, int, int] | None = None
 
@@ -41,15 +62,22 @@ VARIANTS = {
     "adv 0.03": Variant("weight of the loss", "cmkd_adv", "--adv-weight 0.03"),
     "adv 3": Variant("weight of the loss", "cmkd_adv", "--adv-weight 3"),
     "baseline, from baseline": Variant("start", "baseline", "--init {seed}/baseline.pth"),
-    **{f"{name} reinit": Variant("stem", name, "--stem reinit")
-       for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv")},
-    **{f"teacher, slice {number} alone": Variant("gated slices", "teacher", slices=(number,) * 3)
-       for number in range(3)},
+    "baseline, from teacher": Variant(
+        "start", "baseline", "--init {seed}/teacher.pth --stem inflate"
+    ),
+    **{
+        f"{name} reinit": Variant("stem", name, "--stem reinit")
+        for name in ("teacher", "baseline", "cmkd_mse", "cmkd_adv")
+    },
+    **{
+        f"teacher, slice {number} alone": Variant("gated slices", "teacher", slices=(number,) * 3)
+        for number in range(3)
+    },
 }
 
 
-def with_slices(data: Path, folder: Path, slices: tuple[int, int, int]) -> Path:
-    """A prepared folder of links to another one, with these of its slices in the three places."""
+def link_slices(data: Path, folder: Path, slices: tuple[int, int, int]) -> Path:
+    """Make a prepared folder of links to another one, with these of its slices as the three."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = {entry.name: entry for entry in data.iterdir() if not entry.name.startswith(".")}
     for place, number in enumerate(slices):
@@ -60,116 +88,207 @@ def with_slices(data: Path, folder: Path, slices: tuple[int, int, int]) -> Path:
     return folder
 
 
-def option(arguments: list[str], name: str) -> str:
-    """Of one that stands twice, argparse takes the last."""
-    return [value for given, value in zip(arguments, arguments[1:], strict=False) if given == name][-1]
+def needed_runs(variant: Variant, records: Records, seed: int, epochs: int | None) -> set[str]:
+    """The study's runs that must be finished: what is varied, or what its training needs."""
+    needed = {f"seed{seed}/{name}" for name in re.findall(START_WEIGHTS, variant.options)}
+    reference = f"seed{seed}/{variant.network}"
+    if not epochs or reference not in records:
+        needed.add(reference)
+    elif variant.network.startswith("cmkd"):  # is trained once more, from its teacher
+        needed.add(f"seed{seed}/teacher")
+    return needed
 
 
-def varied(name: str, variant: Variant, seed: int, args: argparse.Namespace, study: dict[str, Any]) -> tuple[Job, Job]:
-    """The training of a variant and its test on the validation list. Raises `UserError` where the study lacks the run
-    that it varies, or, where that is trained again, its teacher."""
-    reference = f"seed{seed}/{variant.of}"
-    # What is trained again is not needed, but for its teacher or the weights that a variant begins with.
-    trained_again = args.epochs and "{seed}" not in variant.options and reference in study
-    needed = f"seed{seed}/teacher" if trained_again else reference
-    if not study.get(f"test/{needed}", {}).get("done"):
-        raise UserError(f"{args.study} has no finished {needed}: run reproduce.py with this seed first")
-    length = [f"{args.epochs}_epochs"] if args.epochs else []
-    title = "/".join([*length, name, f"seed{seed}"])
-    folder = args.study / "ablations" / title.replace(",", "").replace(" ", "_")
-    script, *arguments = study[reference]["arguments"]
-    arguments += ["--out", str(folder), "--run-dir", str(folder)]
+def variant_jobs(
+    name: str, variant: Variant, seed: int, args: argparse.Namespace, records: Records
+) -> tuple[Job, Job]:
+    """Train a variant, and test it on the validation list.
+
+    Raises `UserError` if the study has not finished a run that this needs.
+    """
+    for needed in sorted(needed_runs(variant, records, seed, args.epochs)):
+        if not records.get(f"test/{needed}", {}).get("done"):
+            raise UserError(
+                f"{args.study} has no finished {needed}: run reproduce.py with this seed first"
+            )
+    title = f"{name}/seed{seed}"
     if args.epochs:
-        arguments += ["--epochs", str(args.epochs)]
+        title = f"{args.epochs}_epochs/{title}"
+    folder = args.study / "ablations" / title.replace(",", "").replace(" ", "_")
+    arguments = [*records[f"seed{seed}/{variant.network}"]["arguments"]]
+    arguments += option_words(out=folder, run_dir=folder)
+    if args.epochs:
+        arguments += option_words(epochs=args.epochs)
     if variant.slices:
         linked = args.study / f"slices{''.join(map(str, variant.slices))}"
-        arguments += ["--data", str(with_slices(Path(option(arguments, "--data")), linked, variant.slices))]
-    arguments += [word.format(seed=args.study / f"seed{seed}") for word in variant.options.split()]
-    weights = folder / script.replace("train_", "").replace(".py", ".pth")
-    val_list = option(arguments, "--val-list")
-    return Job(title, [script, *arguments], weights), Job(
-        f"test/{title}", [
-            "test.py", "--weights", str(weights), "--data", option(arguments, "--data"), "--lists", val_list,
-            "--workers", "0", *(["--no-amp"] if "--no-amp" in arguments else []), "--json", str(folder / "scores.json"),
-            "--save-detections", str(folder / f"detections.{val_list}.json")],
-        folder / "scores.json", (title,), reads=(weights,))
+        data = Path(option_value(arguments, "--data"))
+        arguments += option_words(data=link_slices(data, linked, variant.slices))
+    seed_folder = args.study / f"seed{seed}"
+    arguments += [word.format(seed=seed_folder) for word in variant.options.split()]
+    weights = folder / f"{variant.network}.pth"
+    train = Job(title, arguments, weights)
+
+    val_list = option_value(arguments, "--val-list")
+    scores = folder / "scores.json"
+    detections = folder / f"detections.{val_list}.json"
+    data = option_value(arguments, "--data")
+    arguments = [
+        "test.py",
+        *option_words(weights=weights, data=data, lists=val_list, workers=0),
+        *precision_words(arguments),
+        *option_words(json=scores, save_detections=detections),
+    ]
+    return train, Job(f"test/{title}", arguments, scores, (title,), reads=(weights,))
 
 
-def read_study(folder: Path) -> dict[str, Any]:
-    """The jobs of a study, by name. Raises `UserError` where the folder holds none."""
-    if not (folder / "jobs.json").is_file():
-        raise UserError(f"{folder} is no study: run reproduce.py first, or name its folder")
-    return json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
+def ap_difference(
+    test: Job, references: Sequence[Path], variants: Sequence[Path], samples: int
+) -> dict[str, Any]:
+    """Validation AP of each seed's reference and variant, and their mean difference, in percent.
+
+    The interval is that of bootstrap samples of frames and seeds. The folders, one per seed, have
+    the scores and detections of tested runs; `test` is one of their jobs.
+    """
+    val_list = option_value(test.arguments, "--lists")
+    data = Path(option_value(test.arguments, "--data"))
+    trained = read_json(variants[0] / "scores.json", UNREADABLE)
+    truth = tested_truth(data, val_list, trained["classes"], trained["ignore"])
+    aps, detections = {}, {}
+    for role, folders in (("reference", references), ("variant", variants)):
+        file = f"detections.{val_list}.json"
+        detections[role] = [read_json(folder / file, UNREADABLE) for folder in folders]
+        aps[role] = []
+        for folder in folders:
+            scores = read_json(folder / "scores.json", UNREADABLE)
+            [metrics] = scores["metrics"][val_list].values()
+            aps[role].append(100 * metrics["AP"])
+    comparison = compare_detectors(truth, detections, "reference", None, samples)
+    entry = comparison["variant"]["AP"]
+    return {
+        "difference": 100 * entry["difference"],
+        "interval": [100 * end for end in entry["difference_interval"]],
+        **aps,
+    }
 
 
-def ground_truth(data: Path, list_name: str, tested: Path) -> dict[str, list]:
-    """A list's COCO dictionary, with the classes of the network whose scores are in the folder `tested`."""
-    trained = json.loads((tested / "scores.json").read_text(encoding="utf-8"))
-    return SeeingThroughFog(data, list_name, "rgb", trained["classes"], trained["ignore"] or ["none"]).ground_truth()
-
-
-def difference(data: Path, val_list: str, references: Sequence[Path], own: Sequence[Path], draws: int
-               ) -> dict[str, Any]:
-    """AP on the validation list, in percent: of each seed's reference and variant, tested runs in these folders, and
-    the mean difference with its 95 % interval over draws of frames and seeds."""
-    truth = ground_truth(data, val_list, own[0])
-    folders = {"reference": references, "variant": own}
-    scores = compare(truth, {name: [json.loads((folder / f"detections.{val_list}.json").read_text(encoding="utf-8"))
-                                    for folder in each] for name, each in folders.items()}, "reference", None, draws)
-    ap = scores["variant"]["AP"]
-    return {"difference": 100 * ap["difference"], "interval": [100 * edge for edge in ap["difference_interval"]],
-            **{name: [100 * next(iter(json.loads((folder / "scores.json").read_text(encoding="utf-8"))["metrics"]
-                                      [val_list].values()))["AP"] for folder in each]
-               for name, each in folders.items()}}
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(__doc__)
+    parser.add_argument(
+        "--study",
+        type=Path,
+        default=Path("runs/cpu"),
+        help="folder of reproduce.py (default: runs/cpu)",
+    )
+    parser.add_argument(
+        "--seeds", type=at_least(0), nargs="+", default=[0], metavar="N", help="(default: 0)"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="VARIANT",
+        help=f"{' | '.join(VARIANTS)} (default: all)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=at_least(1),
+        help="for the variants and their references (default: the study's)",
+    )
+    parser.add_argument(
+        "--side-by-side",
+        type=at_least(1),
+        metavar="N",
+        help="trainings at the same time (default: one per core, or what GPUs have room for)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=at_least(1),
+        default=1000,
+        help="bootstrap samples for the intervals (default: 1000)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the numbers, and the table beside them"
+    )
+    args = parser.parse_args()
+    args.seeds, args.only = sorted(set(args.seeds)), list(dict.fromkeys(args.only))
+    return args
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, default=Path("runs/cpu"),
-                        help="folder of reproduce.py (default: runs/cpu)")
-    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0], metavar="N", help="(default: 0)")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT",
-                        help=f"of {' | '.join(VARIANTS)} (default: all)")
-    parser.add_argument("--epochs", type=at_least(1), help="of the runs and their references (default: the study's)")
-    parser.add_argument("--side-by-side", type=at_least(1), metavar="N",
-                        help="trainings at once (default: one for each core, or what GPUs have room for)")
-    parser.add_argument("--draws", type=at_least(1), default=1000, help="of frames, for intervals (default: 1000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and the table beside them")
-    args = parser.parse_args()
-    args.seeds, args.only = sorted(set(args.seeds)), list(dict.fromkeys(args.only))
-    study = read_study(args.study)
+    args = parse_arguments()
+    records = read_study(args.study)
     variants = {name: VARIANTS[name] for name in args.only}
-    if args.epochs:  # the study's own runs are longer, so what is varied is run as well
-        variants = {**{variant.of: Variant("as it is", variant.of) for variant in variants.values()}, **variants}
-    pairs = {(name, seed): varied(name, variant, seed, args, study)
-             for name, variant in variants.items() for seed in args.seeds}
-    failed = run_jobs([job for pair in pairs.values() for job in pair], args.study / "ablations",
-                      slots(args.side_by_side))
-    for name, reason in failed.items():
-        warn(f"{name}: {reason}")
+    if args.epochs:  # the study's own runs have other epochs, so the references are trained too
+        networks = dict.fromkeys(variant.network for variant in variants.values())
+        references = {network: Variant("as it is", network) for network in networks}
+        variants = references | variants
+    training_of, test_of = {}, {}
+    for name, variant in variants.items():
+        for seed in args.seeds:
+            pair = variant_jobs(name, variant, seed, args, records)
+            training_of[name, seed], test_of[name, seed] = pair
+    jobs = [job for key in test_of for job in (training_of[key], test_of[key])]
+    failed = run_jobs(jobs, args.study / "ablations", args.side_by_side)
+    for job_name, reason in failed.items():
+        warn(f"{job_name}: {reason}")
 
-    rows, figures = [], {}
+    heading = [
+        "question",
+        "variant",
+        "of",
+        "seeds",
+        "its val AP",
+        "val AP",
+        "difference",
+        "options",
+    ]
+    rows, figures = [heading], {}
     for name in args.only:
-        variant = VARIANTS[name]
-        folders = {seed: (args.study / f"seed{seed}" / variant.of if not args.epochs
-                          else pairs[variant.of, seed][1].makes.parent, pairs[name, seed][1].makes.parent)
-                   for seed in args.seeds
-                   if not any(pairs[one, seed][1].name in failed for one in (name, variant.of) if (one, seed) in pairs)}
-        if not folders:
-            continue
-        references, own = zip(*folders.values(), strict=True)
-        arguments = pairs[name, args.seeds[0]][1].arguments
-        figures[name] = difference(Path(option(arguments, "--data")), option(arguments, "--lists"), references, own,
-                                   args.draws)
-        low, high = figures[name]["interval"]
-        rows.append([variant.question, name, variant.of, len(folders), mean_and_deviation(figures[name]["reference"]),
-                     mean_and_deviation(figures[name]["variant"]),
-                     f"{figures[name]['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
-                     f"`{variant.options or '--data ' + str(variant.slices)}`"])
-    head = ["question", "variant", "of", "seeds", "its val AP", "val AP", "difference", "options"]
-    report(table(head, rows), figures, args.json)
+        references, own = finished_folders(name, args, test_of, failed)
+        if own:
+            test = test_of[name, args.seeds[0]]
+            figures[name] = ap_difference(test, references, own, args.draws)
+            rows.append(variant_row(name, figures[name]))
+    print_and_save(markdown_table(rows), figures, args.json)
     if failed:
-        raise UserError(f"{len(failed)} of {2 * len(pairs)} jobs failed: see above; the same command tries them again")
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} jobs failed: see above; the same command tries them "
+            "again"
+        )
+
+
+def finished_folders(
+    name: str, args: argparse.Namespace, test_of: dict[tuple[str, int], Job], failed: dict[str, str]
+) -> tuple[list[Path], list[Path]]:
+    """The folders of a variant's references and of its own runs, for seeds that have both."""
+    network = VARIANTS[name].network
+    references, own = [], []
+    for seed in args.seeds:
+        reference, tests = args.study / f"seed{seed}" / network, [test_of[name, seed]]
+        if args.epochs:
+            tests.append(test_of[network, seed])
+            reference = tests[-1].makes.parent
+        if not any(test.name in failed for test in tests):
+            references.append(reference)
+            own.append(tests[0].makes.parent)
+    return references, own
+
+
+def variant_row(name: str, figures: dict[str, Any]) -> list[str]:
+    """A variant's row of the table."""
+    variant = VARIANTS[name]
+    low, high = figures["interval"]
+    return [
+        variant.question,
+        name,
+        variant.network,
+        str(len(figures["variant"])),
+        mean_and_deviation(figures["reference"]),
+        mean_and_deviation(figures["variant"]),
+        f"{figures['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
+        f"`{variant.options or f'--data {variant.slices}'}`",
+    ]
 
 
 if __name__ == "__main__":

@@ -1,140 +1,261 @@
-"""Scripts run as a user would run them, several side by side. What is done is not done again; what fails leaves a hole
-and the rest goes on."""
+"""Scripts run as a user would run them, several side by side.
+
+What is done is not done again. What fails leaves a hole, and the rest continues.
+"""
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from cmkd.runtime import hardware
+from cmkd.runtime.command_line import cores
 from cmkd.runtime.failures import StopRequest
-from utils import REPOSITORY, UserError, refuse_unwritable, save_json
+from cmkd.runtime.files import REPOSITORY, UserError, read_json, refuse_unwritable, save_json
 
-MEMORY_OF_A_TRAINING = 12 * 2**30  # bytes; 5.5 GiB on a CPU at the published size (docs/performance.md)
+# Bytes; 5.5 GiB on a CPU at the published size (docs/performance.md).
+MEMORY_OF_A_TRAINING = 12 * 2**30
 
-Records = dict[str, dict[str, Any]]
+UNREADABLE = "remove it, and run the same command again"  # about what a job wrote
+
+Records = dict[str, dict[str, Any]]  # by a job's name: its arguments, and whether it is done
 
 
 @dataclass(frozen=True)
 class Job:
-    """A script with its options, the file that it makes, and the jobs whose files it needs."""
+    """A script with its arguments, the file that it makes, and the jobs that must be done before.
+
+    `reads` is for jobs of minutes: the files that the result is made of. Such a job runs again if
+    one of them is newer, or if its arguments changed; of other jobs that is an error.
+    """
 
     name: str
-    arguments: list[str]
+    arguments: list[str]  # the script first
     makes: Path
     needs: tuple[str, ...] = ()
-    alone: bool = False  # takes all cores
-    # Of what takes minutes at most, the files it is made of: it is done again where one is newer, or arguments changed.
+    alone: bool = False  # uses all cores
     reads: tuple[Path, ...] = ()
 
 
-class Processes:
-    """Of the jobs that run. Once stopped, none begins."""
+def option_words(**options: Any) -> list[str]:
+    """Options as words of a command line: `val_list="x"` gives `--val-list x`.
 
-    def __init__(self) -> None:
-        self.live: set[subprocess.Popen] = set()
-        self.stopped = False
-
-    def start(self, arguments: list[str], environment: dict[str, str], errors: TextIO) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / arguments[0]), *arguments[1:]], encoding="utf-8", errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment}, stdout=subprocess.PIPE, stderr=errors)
-        self.live.add(process)
-        if self.stopped:
-            process.terminate()
-        return process
-
-    def stop(self) -> None:
-        """A training saves its state before it ends."""
-        if self.stopped:
-            return
-        self.stopped = True  # first, so that one that begins meanwhile ends too
-        for process in list(self.live):
-            process.terminate()
+    A list gives several words after the option, True gives the option alone.
+    """
+    words = []
+    for name, value in options.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words += map(str, value if isinstance(value, list | tuple) else [value])
+    return words
 
 
-def slots(side_by_side: int | None) -> list[dict[str, str]]:
-    """The environment of each of the jobs that run at once: a share of the cores, and a GPU where there are some.
+def option_value(arguments: list[str], option: str) -> str:
+    """The value of an option; the last one, as in argparse, if it is given twice."""
+    values = [
+        value for name, value in zip(arguments, arguments[1:], strict=False) if name == option
+    ]
+    return values[-1]
 
-    By default one for each core, as two trainings on one thread each do more than one on two; on GPUs, of which one
-    training of small pictures uses a part (docs/performance.md), one for two cores as far as memory goes.
+
+def precision_words(arguments: list[str]) -> list[str]:
+    """The options with which networks are tested in the precision of a training."""
+    return ["--no-amp"] if "--no-amp" in arguments else []
+
+
+def environments(side_by_side: int | None) -> list[dict[str, str]]:
+    """The environment of each job that may run at the same time: its cores, and its GPU if any.
+
+    By default one job per core, because two trainings on one thread each are faster than one on
+    two. On GPUs, of which a training of small images uses a part (docs/performance.md), one job for
+    two cores, as far as the GPUs' memory allows.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    own = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    fitting = sum(torch.cuda.get_device_properties(gpu).total_memory // MEMORY_OF_A_TRAINING for gpu in range(gpus))
-    count = side_by_side or max(gpus, min(fitting, hardware.cores() // 2)) or hardware.cores()
-    threads = {"OMP_NUM_THREADS": str(max(1, hardware.cores() // count))}
-    return [{**threads, "CUDA_VISIBLE_DEVICES": own[number % gpus]} if gpus else threads for number in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    fitting = sum(
+        torch.cuda.get_device_properties(gpu).total_memory // MEMORY_OF_A_TRAINING
+        for gpu in range(gpus)
+    )
+    available = cores()
+    count = side_by_side or max(gpus, min(fitting, available // 2)) or available
+    threads = {"OMP_NUM_THREADS": str(max(1, available // count))}
+    if not gpus:
+        return [threads] * count
+    return [{**threads, "CUDA_VISIBLE_DEVICES": visible[place % gpus]} for place in range(count)]
 
 
-def run_jobs(jobs: list[Job], out: Path, environments: list[dict[str, str]]) -> dict[str, str]:
-    """Run what is not done, in order, as many at once as there are environments; return why jobs failed, by name.
+def run_jobs(jobs: list[Job], out: Path, side_by_side: int | None) -> dict[str, str]:
+    """Run the jobs that are not done, in order, several at the same time.
 
-    OUT/jobs.json has the arguments of each job and whether it is done; OUT/logs its warnings and errors. Raises
-    `UserError` where OUT was begun with other arguments, is used by another call, or holds something else; ends the
-    program on Ctrl-C and SIGTERM once the jobs have saved their state.
+    Returns why jobs failed, by name. OUT/jobs.json has the arguments of each job and whether it is
+    done, OUT/logs its warnings and errors. Ctrl-C and SIGTERM end the program once the jobs have
+    saved their state. Raises `UserError` if OUT was begun with other arguments, is used by another
+    call, or holds something else.
     """
     names = [job.name for job in jobs]
     if len(set(names)) < len(names) or not all(set(job.needs) <= set(names) for job in jobs):
         raise ValueError(f"two jobs have one name, or one needs what is none: {names}")
-    with lock(out), StopRequest() as stop:
-        records = begin(jobs, out)
-        failed: dict[str, str] = {}
-        waiting = [job for job in jobs if not records[job.name]["done"]]
-        done = {job.name for job in jobs} - {job.name for job in waiting}
-        running, free, processes = {}, list(environments), Processes()
-        with tqdm(desc="jobs", initial=len(done), total=len(jobs), dynamic_ncols=True, disable=None) as bar, \
-                ThreadPoolExecutor(len(environments)) as pool:
-            while running or (waiting and not stop.signal):
-                for job in [] if stop.signal else list(waiting):
-                    if lost := [need for need in job.needs if need in failed]:
-                        failed[job.name] = f"there is no {lost[0]}"
-                        waiting.remove(job)
-                    elif free and done.issuperset(job.needs) and not (job.alone and running):
-                        environment = free.pop(0)
-                        future = pool.submit(call, job, out, {} if job.alone else environment, bar, processes)
-                        running[future] = job, environment
-                        waiting.remove(job)
-                    if any(job.alone for job, _ in running.values()):
-                        break
-                for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                    job, environment = running.pop(future)
-                    free.append(environment)
-                    try:
-                        future.result()
-                    except (UserError, OSError) as error:
-                        failed[job.name] = str(error)
-                        if not stop.signal:
-                            bar.write(f"[{job.name}] failed: {error}")
-                    else:
-                        done.add(job.name)
-                        records[job.name]["done"] = True
-                        save_json(records, out / "jobs.json")
-                    bar.update()
-                if stop.signal:
-                    processes.stop()
+    with (
+        lock(out),
+        StopRequest() as stop,
+        JobRunner(jobs, out, environments(side_by_side)) as runner,
+    ):
+        while runner.running or (runner.waiting and not stop.signal):
+            if stop.signal:
+                runner.stop()
+            else:
+                runner.start_ready()
+            runner.collect_finished()
         if stop.signal:
-            stop.obey(f"with {len(done)} of {len(jobs)} jobs done", "the same command goes on")
-    return failed
+            place = f"with {len(runner.done)} of {len(jobs)} jobs done"
+            stop.obey(place, "the same command continues")
+    return runner.failed
+
+
+class JobRunner:
+    """The jobs of one call: waiting, running, done and failed ones."""
+
+    def __init__(self, jobs: list[Job], out: Path, free: list[dict[str, str]]) -> None:
+        self.out = out
+        self.records = begin(jobs, out)
+        self.waiting = [job for job in jobs if not self.records[job.name]["done"]]
+        self.done = {job.name for job in jobs if self.records[job.name]["done"]}
+        self.failed: dict[str, str] = {}  # why, by name
+        self.running: dict[Future, tuple[Job, dict[str, str]]] = {}
+        self.free = list(free)  # environments without a job
+        self.processes: set[subprocess.Popen] = set()
+        self.stopped = False
+        self.pool = ThreadPoolExecutor(len(free))
+        self.bar = tqdm(
+            desc="jobs", initial=len(self.done), total=len(jobs), dynamic_ncols=True, disable=None
+        )
+
+    def __enter__(self) -> "JobRunner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+        self.bar.close()
+
+    def start_ready(self) -> None:
+        """Start waiting jobs, in order, as far as environments are free."""
+        for job in list(self.waiting):
+            if any(other.alone for other, _ in self.running.values()):
+                return
+            if lost := [need for need in job.needs if need in self.failed]:
+                self.failed[job.name] = f"there is no {lost[0]}"
+                self.waiting.remove(job)
+            elif self.may_start(job):
+                environment = self.free.pop(0)
+                future = self.pool.submit(self.run, job, {} if job.alone else environment)
+                self.running[future] = job, environment
+                self.waiting.remove(job)
+
+    def may_start(self, job: Job) -> bool:
+        """Whether an environment is free, and everything the job needs is done."""
+        if job.alone and self.running:
+            return False
+        return bool(self.free) and self.done.issuperset(job.needs)
+
+    def collect_finished(self) -> None:
+        """Wait for a job to end, for a second at most, and record what became of it."""
+        finished = wait(self.running, timeout=1, return_when=FIRST_COMPLETED).done
+        for future in finished:
+            job, environment = self.running.pop(future)
+            self.free.append(environment)
+            try:
+                future.result()
+            except (UserError, OSError) as error:
+                self.failed[job.name] = str(error)
+                if not self.stopped:
+                    self.bar.write(f"[{job.name}] failed: {error}")
+            else:
+                self.done.add(job.name)
+                self.records[job.name]["done"] = True
+                save_json(self.records, self.out / "jobs.json")
+            self.bar.update()
+
+    def stop(self) -> None:
+        """End the processes; a training saves its state before it ends."""
+        if self.stopped:
+            return
+        self.stopped = True  # first: a process that starts at this moment then ends too
+        for process in list(self.processes):
+            process.terminate()
+
+    def run(self, job: Job, environment: dict[str, str]) -> None:
+        """Run a job; its warnings and errors go to OUT/logs/<name>.txt.
+
+        Raises `UserError` with the script's error if it fails or does not make its file.
+        """
+        self.bar.write(f"$ python {' '.join(job.arguments)}")
+        log = self.out / "logs" / f"{job.name.replace('/', '-')}.txt"
+        code = self.call_script(job, environment, log)
+        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+        for line in lines:
+            if line.startswith("warning: "):
+                self.bar.write(f"[{job.name}] {line}")
+        if problem := why_failed(job, code, lines):
+            raise UserError(f"{problem} ({log})")
+
+    def call_script(self, job: Job, environment: dict[str, str], log: Path) -> int:
+        """Run a job's script in a process, with its stderr in `log`; the exit code.
+
+        The lines of a training are printed, because they are the progress of hours.
+        """
+        with log.open("w", encoding="utf-8") as errors:
+            process = subprocess.Popen(
+                [sys.executable, str(REPOSITORY / job.arguments[0]), *job.arguments[1:]],
+                encoding="utf-8",
+                errors="replace",
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        self.processes.add(process)
+        if self.stopped:
+            process.terminate()
+        for line in process.stdout:
+            if not job.reads:
+                self.bar.write(f"[{job.name}] {line.rstrip()}")
+        code = process.wait()
+        self.processes.discard(process)
+        return code
+
+
+def why_failed(job: Job, code: int, lines: list[str]) -> str:
+    """Why a job failed, from its exit code and the lines of its stderr; empty if it did not."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}, as the system does if memory is short"
+    if code:
+        errors = [line for line in lines if "error: " in line.lower()]
+        return errors[-1] if errors else f"exit code {code}"
+    if not job.makes.is_file():
+        return (
+            f"{job.makes} was not made, though {job.arguments[0]} reported no error: a finished "
+            "run does not make its weights again if they were removed, so remove its folder too"
+        )
+    return ""
 
 
 @contextlib.contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """Hold OUT for this call: two trainings in one folder would destroy each other's. Raises `UserError`."""
+    """Hold OUT for this call: two trainings in one folder would destroy each other's files.
+
+    Raises `UserError`.
+    """
     records, file = out / "jobs.json", out / "logs/lock"
     if out.is_dir() and any(out.iterdir()) and not records.is_file():
-        raise UserError(f"{out} holds something else than a study: give another --out")
+        raise UserError(f"{out} holds something else than a study: choose another --out")
     refuse_unwritable(file)
     if not records.is_file():
         save_json({}, records)
@@ -142,63 +263,76 @@ def lock(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{out} is used by a call that still runs: wait for it, or give another --out") from None
+            raise UserError(
+                f"{out} is used by a call that still runs: wait for it, or choose another --out"
+            ) from None
         yield
 
 
-def begin(jobs: list[Job], out: Path) -> Records:
-    """The records of OUT/jobs.json, brought up to date: what is new, and what must be done again. Raises `UserError`
-    where that would mix trainings of different arguments."""
+def read_records(out: Path) -> Records:
+    """OUT/jobs.json. Raises `UserError`."""
     file = out / "jobs.json"
-    try:
-        records: Records = json.loads(file.read_text(encoding="utf-8"))
-        for record in records.values():
-            if not (isinstance(record["arguments"], list) and isinstance(record["done"], bool)):
-                raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is no record of jobs: give another --out, or remove it") from None
-    for job in jobs:
-        before = records.get(job.name, {"arguments": job.arguments, "done": False})
-        if before["done"] and before["arguments"] != job.arguments and not job.reads:
-            old, new = next(((old, new) for old, new in zip(before["arguments"], job.arguments, strict=False)
-                             if old != new), (before["arguments"][-1], job.arguments[-1]))
-            raise UserError(f"{out} was begun with other settings ({job.name}: {old!r} there and {new!r} here): give "
-                            "the same ones, or another --out")
-        made_of_new = [need for need in job.needs if not records[need]["done"]]
-        done = before["done"] and before["arguments"] == job.arguments and job.makes.is_file()
-        if done and made_of_new and not job.reads:
-            raise UserError(f"{job.makes} was made with another {made_of_new[0]} than the one to be made now: remove "
-                            "it and its run, or give another --out")
-        stale = done and any(not file.exists() or file.stat().st_mtime > job.makes.stat().st_mtime
-                             for file in job.reads)
-        records[job.name] = {"arguments": job.arguments, "done": done and not made_of_new and not stale}
-    save_json(records, file)
+    advice = "choose another --out, or remove it"
+    records = read_json(file, advice)
+    if not isinstance(records, dict) or not all(map(is_record, records.values())):
+        raise UserError(f"{file} is no record of jobs: {advice}")
     return records
 
 
-def call(job: Job, out: Path, environment: dict[str, str], bar: tqdm, processes: Processes) -> None:
-    """Run a script, its warnings and errors in OUT/logs/<name>.txt; a training's lines on screen, as they are the
-    progress of hours.
+def is_record(value: Any) -> bool:
+    """Whether a value is the record of a job."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("arguments"), list)
+        and isinstance(value.get("done"), bool)
+    )
 
-    Raises `UserError` with the script's error where it fails or does not make its file.
+
+def read_study(folder: Path) -> Records:
+    """The records of a study of reproduce.py. Raises `UserError` if the folder holds none."""
+    if not (folder / "jobs.json").is_file():
+        raise UserError(f"{folder} is no study: run reproduce.py first, or name its folder")
+    return read_records(folder)
+
+
+def begin(jobs: list[Job], out: Path) -> Records:
+    """The records of OUT/jobs.json, brought up to date: which jobs are new or must run again.
+
+    Raises `UserError` if that would mix trainings with different arguments.
     """
-    bar.write(f"$ python {' '.join(job.arguments)}")
-    log = out / "logs" / f"{job.name.replace('/', '-')}.txt"
-    with log.open("w", encoding="utf-8") as errors:
-        process = processes.start(job.arguments, environment, errors)
-        for line in process.stdout:
-            if not job.reads:
-                bar.write(f"[{job.name}] {line.rstrip()}")
-        code = process.wait()
-        processes.live.discard(process)
-    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-    for warning in (line for line in lines if line.startswith("warning: ")):
-        bar.write(f"[{job.name}] {warning}")
-    if code < 0:
-        raise UserError(f"killed by {signal.Signals(-code).name}, as the system does where memory is short: {log}")
-    if code:
-        errors = [line for line in lines if "error: " in line.lower()] or [f"exit code {code}"]
-        raise UserError(f"{errors[-1]} ({log})")
-    if not job.makes.is_file():
-        raise UserError(f"{job.makes} was not made, though {job.arguments[0]} found nothing wrong: a finished run "
-                        "whose weights were removed does not make them again, so remove its folder too")
+    records = read_records(out)
+    for job in jobs:
+        before = records.get(job.name, {"arguments": job.arguments, "done": False})
+        same_arguments = before["arguments"] == job.arguments
+        if before["done"] and not same_arguments and not job.reads:
+            raise UserError(other_settings(job, before["arguments"], out))
+        made_anew = [need for need in job.needs if not records[need]["done"]]
+        done = before["done"] and same_arguments and job.makes.is_file()
+        if done and made_anew and not job.reads:
+            raise UserError(
+                f"{job.makes} was made with another {made_anew[0]} than the one to be made now: "
+                "remove it and its run, or choose another --out"
+            )
+        done = done and not made_anew and not is_stale(job)
+        records[job.name] = {"arguments": job.arguments, "done": done}
+    save_json(records, out / "jobs.json")
+    return records
+
+
+def is_stale(job: Job) -> bool:
+    """Whether a file that the job reads is missing, or newer than the file that it made."""
+    made = job.makes.stat().st_mtime
+    return any(not file.exists() or file.stat().st_mtime > made for file in job.reads)
+
+
+def other_settings(job: Job, before: list[str], out: Path) -> str:
+    """The error of a finished job that now has other arguments."""
+    old, new = before[-1], job.arguments[-1]
+    for pair in zip(before, job.arguments, strict=False):
+        if pair[0] != pair[1]:
+            old, new = pair
+            break
+    return (
+        f"{out} was begun with other settings ({job.name}: {old!r} there and {new!r} here): pass "
+        "the same ones, or choose another --out"
+    )

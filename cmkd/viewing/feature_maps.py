@@ -1,55 +1,65 @@
-"""What reaches the heads: the pyramid of several networks on one frame, as maps of energy."""
+"""What reaches the heads: the pyramids of several networks on one frame, as maps of energy."""
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
-from cmkd.viewing.drawing import sheet, tile
+from cmkd.viewing.contact_sheet import contact_sheet
+from cmkd.viewing.drawing import image_tile
 from models import LEVELS, Detector
 
 PYRAMID = dict(zip(LEVELS, ("P2", "P3", "P4", "P5"), strict=True))
-# Both ends and the middle of cividis, which colour-blind and other eyes see alike.
-LOW, MIDDLE, HIGH = "#00204D", "#7C7B78", "#FFEA46"
-BRIGHTEST = 0.995  # of the places of a level; what lies above is shown as this
+# Both ends and the middle of cividis, which looks the same to colour-blind eyes.
+DARK, MIDDLE, BRIGHT = "#00204D", "#7C7B78", "#FFEA46"
+BRIGHTEST = 0.995  # quantile of a level's energy; higher values have the brightest colour
 
 
 @torch.inference_mode()
-def energies(detector: Detector, image: Tensor) -> dict[str, Tensor]:
-    """The root mean square over channels of each level, `[h, w]` by its name, without the padding; of a uint8 image
-    `[6, H, W]`, of whose channels the detector takes the first."""
-    own = image[: detector.settings["channels"]].to(next(detector.parameters()).device)
+def energy_maps(detector: Detector, image: Tensor) -> dict[str, Tensor]:
+    """The root mean square over the channels of each level, `[h, w]`, without the padding.
+
+    `image` is uint8 `[6, H, W]`; the detector takes the first of its channels.
+    """
+    device = next(detector.parameters()).device
     sizes = []
-    hook = detector.transform.register_forward_hook(lambda _, __, outputs: sizes.append(
-        (*outputs[0].image_sizes[0], *outputs[0].tensors.shape[-2:])))
-    pyramid = detector.features([own])
+
+    def note_sizes(_: nn.Module, __: tuple, outputs: tuple) -> None:
+        images, _ = outputs
+        sizes.extend([images.image_sizes[0], images.tensors.shape[-2:]])
+
+    hook = detector.transform.register_forward_hook(note_sizes)
+    pyramid = detector.features([image[: detector.settings["channels"]].to(device)])
     hook.remove()
-    [(height, width, padded_height, padded_width)] = sizes
+    (height, width), (padded_height, padded_width) = sizes
     maps = {}
     for level, features in pyramid.items():
         energy = features[0].float().square().mean(dim=0).sqrt().cpu()
-        rows, columns = (max(1, round(size * whole / padded)) for size, whole, padded in zip(
-            energy.shape, (height, width), (padded_height, padded_width), strict=True))
+        rows = max(1, round(energy.shape[0] * height / padded_height))
+        columns = max(1, round(energy.shape[1] * width / padded_width))
         maps[level] = energy[:rows, :columns]
     return maps
 
 
-def coloured(energy: Tensor, low: float, high: float, size: tuple[int, int]) -> Image.Image:
-    """A map `[h, w]` as a picture of this width and height, between the colours of `low` and `high`."""
+def colourise(energy: Tensor, low: float, high: float, size: tuple[int, int]) -> Image.Image:
+    """A map `[h, w]` as a picture (width, height): `low` is dark, `high` is bright."""
     grey = ((energy - low) / max(high - low, 1e-12)).clamp(0, 1).mul(255).to(torch.uint8)
     picture = Image.fromarray(grey.numpy()).resize(size, Image.Resampling.BILINEAR)
-    return ImageOps.colorize(picture, LOW, HIGH, MIDDLE)
+    return ImageOps.colorize(picture, DARK, BRIGHT, MIDDLE)
 
 
-def features_sheet(detectors: dict[str, Detector], image: Tensor, name: str) -> Image.Image:
-    """A row for each level and a column for each network, beside the frame (uint8 `[6, H, W]`). One level has one
-    scale for all networks, so that brighter means more; it stands in the row's title."""
-    pictures = [tile(image[:3])[0], *(tile(image[channel : channel + 1])[0] for channel in (3, 4, 5))]
-    titles = ["RGB", "slice 0", "slice 1", "slice 2"]
-    maps = {title: energies(detector, image) for title, detector in detectors.items()}
+def feature_sheet(detectors: dict[str, Detector], image: Tensor, name: str) -> Image.Image:
+    """A row for each level and a column for each network, beside the frame (uint8 `[6, H, W]`).
+
+    All networks share a level's scale, which is in the row's title.
+    """
+    maps = {title: energy_maps(detector, image) for title, detector in detectors.items()}
+    own_images = {"RGB": image[:3], **{f"slice {n}": image[3 + n : 4 + n] for n in range(3)}}
     rows = []
-    for level, picture, title in zip(LEVELS, pictures, titles, strict=True):
-        values = torch.cat([one[level].flatten() for one in maps.values()])
+    for level, (what, own_image) in zip(LEVELS, own_images.items(), strict=True):
+        values = torch.cat([levels[level].flatten() for levels in maps.values()])
         low, high = float(values.min()), float(values.quantile(BRIGHTEST))
-        rows.append((f"{title}; {PYRAMID[level]}: from {low:.2f} (dark) to {high:.2f} (bright)",
-                     [picture, *(coloured(one[level], low, high, picture.size) for one in maps.values())]))
-    return sheet([name, *maps], rows, {})
+        tile = image_tile(own_image)
+        coloured = [colourise(levels[level], low, high, tile.size) for levels in maps.values()]
+        title = f"{what}; {PYRAMID[level]}: from {low:.2f} (dark) to {high:.2f} (bright)"
+        rows.append((title, [tile, *coloured]))
+    return contact_sheet([name, *maps], rows, {})

@@ -1,0 +1,149 @@
+"""Label files, and the classes that a detector is trained on.
+
+Boxes are in label space: the 1280x720 pixels of the gated camera, whatever the size of the images.
+"""
+
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from cmkd.runtime.files import UserError, read_lines
+
+LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
+LABEL_COLUMNS = (15, 16, 27)  # KITTI, KITTI with a score, Seeing Through Fog
+NO_POSITION = -1000  # in any of the three coordinates
+VISIBLE = {"True": True, "False": False}  # any other text means unknown
+
+DEFAULT_CLASSES = ("Pedestrian,Pedestrian_is_group",)
+OFFICIAL_CLASSES = frozenset(
+    {
+        "PassengerCar",
+        "LargeVehicle",
+        "RidableVehicle",
+        "Vehicle",
+        "Pedestrian",
+        "PassengerCar_is_group",
+        "LargeVehicle_is_group",
+        "RidableVehicle_is_group",
+        "Vehicle_is_group",
+        "Pedestrian_is_group",
+        "Obstacle",
+        "DontCare",
+        "train",
+        "person",
+    }
+)
+# What others leave out of training and evaluation: regions that nobody labelled one by one.
+USUALLY_IGNORED = ("DontCare", "Obstacle", "*_is_group")
+CLASS_SETS = {"vru": "Pedestrian,Pedestrian_is_group,RidableVehicle,RidableVehicle_is_group"}
+
+
+@dataclass(frozen=True)
+class Label:
+    """One line of a label file."""
+
+    name: str  # the class
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in label space
+    visible_rgb: bool | None  # columns 23 and 24 of Seeing Through Fog; None if unknown
+    visible_gated: bool | None
+    distance: float | None  # m, from the 3D position in columns 11-13; None if unknown
+    line: int
+
+
+def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
+    """The objects of a label file, and what is wrong with the other lines.
+
+    Columns as in Seeing Through Fog's gated_labels (27) or KITTI (15, 16): class in column 0, box
+    in columns 4-7. Lines of two-word `traffic ...` classes and boxes without width or height are
+    left out, as published. Raises `UserError` if the file cannot be read.
+    """
+    labels, problems = [], []
+    for number, line in enumerate(read_lines(path, "labels"), start=1):
+        columns = line.split()
+        if not columns or columns[0] == "traffic":
+            continue
+        if len(columns) not in LABEL_COLUMNS:
+            problems.append(
+                f"{path}:{number}: {len(columns)} columns, expected 27 (KITTI: 15 or 16): fix the "
+                "line"
+            )
+            continue
+        try:
+            x0, y0, x1, y1 = box = tuple(float(column) for column in columns[4:8])
+        except ValueError:
+            problems.append(
+                f"{path}:{number}: columns 5-8 must be the box x0 y0 x1 y1 in numbers, not "
+                f"'{' '.join(columns[4:8])}'"
+            )
+            continue
+        if not all(math.isfinite(value) for value in box) or x1 < x0 or y1 < y0:
+            problems.append(
+                f"{path}:{number}: box {x0:g} {y0:g} {x1:g} {y1:g} is not x0 <= x1, y0 <= y1 in "
+                "finite numbers: fix or remove the line"
+            )
+        elif x1 > x0 and y1 > y0:
+            visible = [VISIBLE.get(column) for column in columns[23:25] or ("", "")]
+            labels.append(Label(columns[0], box, *visible, distance(columns[11:14]), number))
+    return labels, problems
+
+
+def distance(position: list[str]) -> float | None:
+    """Metres from the sensor to a 3D position x y z, whichever way the axes point.
+
+    None if it is unknown, which KITTI and Seeing Through Fog write as -1000.
+    """
+    try:
+        place = [float(one) for one in position]
+    except ValueError:
+        return None
+    return math.hypot(*place) if all(NO_POSITION < one < math.inf for one in place) else None
+
+
+def read_labels(path: Path) -> list[Label]:
+    """The objects of a label file. Raises `UserError` with the first line that is wrong."""
+    labels, problems = parse_labels(path)
+    if problems:
+        raise UserError(problems[0])
+    return labels
+
+
+def class_groups(classes: list[str] | tuple[str, ...]) -> list[list[str]]:
+    """The label classes that each entry of `--classes` is made of.
+
+    Raises `UserError` for an empty name, and for one that occurs twice: a class has one label.
+    """
+    groups = [
+        [name for part in group.split(",") for name in CLASS_SETS.get(part, part).split(",")]
+        for group in classes
+    ]
+    names = [name for group in groups for name in group]
+    for name in names:
+        if not name.strip():
+            raise UserError(
+                f"--classes {' '.join(classes)}: a name is empty: write names with single commas, "
+                "as A,B"
+            )
+        if names.count(name) > 1:
+            raise UserError(
+                f"--classes {' '.join(classes)}: {name} occurs twice, by itself or in vru: name it "
+                "once"
+            )
+    return groups
+
+
+def ignored_patterns(ignore: list[str] | None) -> tuple[str, ...]:
+    """The label classes that `--ignore` names, as patterns.
+
+    Nothing if the option is not given (None) or is `none`; the usual ones (DontCare, Obstacle,
+    every group) if it names no class. An ignored class is not trained, whatever `--classes` says;
+    its boxes are no background in training and absorb detections in evaluation.
+    """
+    if ignore is None or ignore == ["none"]:
+        return ()
+    return tuple(ignore) or USUALLY_IGNORED
+
+
+def is_ignored(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a class fits one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,75 @@
+"""The images of a frame -> tensors."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmkd.runtime.files import UserError, reason_of
+
+
+def read_rgb(path: Path) -> Tensor:
+    """An 8-bit image as uint8 `[3, H, W]`. Raises `UserError`."""
+    with readable(path) as image:
+        if image.mode.startswith("I"):
+            raise UserError(f"{path} has 16 bits per channel: RGB must have 8")
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def read_slice(path: Path) -> Tensor:
+    """A gated slice as uint8 `[1, H, W]`. Raises `UserError`.
+
+    The file has 1 or 3 channels of 8 bits, or of 10-bit values (0..1023) in 16 bits.
+    """
+    with readable(path) as image:
+        if not image.tile:  # WebP, and some broken JPEGs
+            raise OSError("not a whole PNG or JPEG")
+        rawmode = str(image.tile[0][3])
+        if image.mode.startswith("I"):
+            grey = np.array(image).astype(np.int32)
+        elif rawmode.startswith("RGB") and rawmode.endswith(";16B"):
+            grey = read_16_bit_colour(image)
+        else:
+            return torch.from_numpy(np.array(image.convert("L")))[None]
+    if grey.max() > 1023:
+        raise UserError(
+            f"{path} has 16 bits and values up to {grey.max()}: expected 10-bit data (0..1023)"
+        )
+    return torch.from_numpy((grey >> 2).astype(np.uint8))[None]
+
+
+def read_16_bit_colour(image: Image.Image) -> np.ndarray:
+    """The mean of the channels of a 16-bit colour PNG, int32 `[H, W]`.
+
+    Pillow keeps one byte of each 16-bit colour value: the high one, or the low one if it is told
+    the opposite byte order. So the file is decoded twice.
+    """
+    with Image.open(image.filename) as again:
+        codec, extents, offset, rawmode = again.tile[0]
+        again.tile = [(codec, extents, offset, rawmode.replace(";16B", ";16L"))]
+        low = np.array(again.convert("RGB")).astype(np.int32)
+    high = np.array(image.convert("RGB")).astype(np.int32)
+    return (256 * high + low).sum(axis=2) // 3
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[Image.Image]:
+    """`Image.open`, with errors of header and pixels as `UserError`."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} cannot be read ({reason_of(error)}): restore it, or take the frame off the "
+            "list"
+        ) from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the header, without decoding."""
+    with readable(path) as image:
+        return image.size

@@ -1,0 +1,126 @@
+"""Weights files and the settings in the JSON beside them. Nothing in a file is run."""
+
+import hashlib
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmkd.runtime.files import UserError, read_json, reason_of, write_atomically
+
+STEM = "backbone.body.conv1.weight"  # the first convolution, [64, channels, 7, 7]
+
+
+class WeightsError(UserError):
+    """Weights that are missing or do not fit."""
+
+
+def save_torch(value: Any, path: Path) -> None:
+    """`torch.save`, atomically. Raises `UserError`."""
+    content = io.BytesIO()  # torch reports a full disk as an internal error, so it writes to memory
+    torch.save(value, content)
+    write_atomically(path, lambda unfinished: unfinished.write_bytes(content.getbuffer()))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_content(path: Path) -> Any:
+    """What `torch.save` wrote: tensors and plain values. Raises `WeightsError`."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path} is missing: train it first, or name another file") from None
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors and "
+            "plain values, which could run code"
+        ) from None
+    except Exception as error:  # a damaged file can fail in any of torch's or zipfile's ways
+        raise WeightsError(f"{path} cannot be read as weights ({reason_of(error)})") from None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The detector's state_dict in a file, with the names of today's torchvision.
+
+    Accepts a plain state_dict, our training checkpoint (under `model`), a `module.` prefix
+    (distributed training), the names of torchvision 0.12 (the published checkpoints) and a
+    torchvision ResNet classifier (as the backbone). Raises `WeightsError`.
+    """
+    content = read_content(path)
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise WeightsError(
+            f"{path} holds no state_dict: expected a dictionary of named tensors, or one under "
+            "'model'"
+        )
+    return {todays_name(name): value for name, value in state.items()}
+
+
+def todays_name(name: str) -> str:
+    """A parameter's name in today's torchvision.
+
+    Drops `module.`, adds the index that torchvision 0.13 gave to FPN and RPN layers, and puts a
+    classifier's layers under `backbone.body`.
+    """
+    name = name.removeprefix("module.")
+    name = re.sub(
+        r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name
+    )
+    name = re.sub(r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
+    return re.sub(r"^(conv1|bn1|layer[1-4])\.", r"backbone.body.\1.", name)
+
+
+def settings_file(path: Path) -> Path:
+    """The JSON beside a weights file."""
+    return path.with_suffix(".json")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that weights were trained with.
+
+    From the JSON beside the file, else the arguments in a training checkpoint, else empty.
+    Raises `WeightsError`.
+    """
+    beside = settings_file(path)
+    if beside.is_file():
+        try:
+            settings = read_json(beside, "fix or remove it")
+        except UserError as error:
+            raise WeightsError(str(error)) from None
+        refuse_bad_settings(settings, beside)
+        return settings
+    content = read_content(path)
+    settings = content.get("arguments", {}) if isinstance(content, dict) else {}
+    refuse_bad_settings(settings, path)
+    return settings
+
+
+def refuse_bad_settings(settings: Any, path: Path) -> None:
+    """Raise `WeightsError` for settings with a value of a wrong type."""
+    if not isinstance(settings, dict):
+        raise WeightsError(
+            f"{path}: its settings are a {type(settings).__name__}, not a dictionary: fix or "
+            "remove it"
+        )
+    for name in ("min_size", "max_size", "proposals", "padding"):
+        value = settings.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise WeightsError(
+                f"{path}: {name} is {value!r}, not a whole number of at least 1: fix or remove it"
+            )
+    for name in ("classes", "ignore"):
+        names = settings.get(name) or []
+        if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+            raise WeightsError(
+                f"{path}: {name} is {names!r}, not a list of names: fix or remove it"
+            )
