@@ -18,14 +18,14 @@ from cmkd.frames.annotations import DEFAULT_CLASSES, Label
 from cmkd.frames.checks import (
     CheckedFrame,
     Lists,
-    first_places,
+    first_list_lines,
     read_frames,
     read_lists,
     shared_by_splits,
     similar_names,
     split_and_condition,
 )
-from cmkd.frames.layout import recording
+from cmkd.frames.layout import recording_of
 from cmkd.runtime.command_line import OneLineParser, at_least, cores
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, refuse_unwritable, save_json
@@ -45,8 +45,8 @@ def check(root: Path, workers: int, sheet: Path | None) -> None:
     lists, errors = read_lists(root)
     if sheet:
         refuse_unwritable(sheet)
-    places = first_places(root, lists)
-    frames = read_frames(root, places, workers)
+    list_lines = first_list_lines(root, lists)
+    frames = read_frames(root, list_lines, workers)
     for frame in frames.values():
         errors += frame.errors
     shared_frames, shared_recordings = shared_by_splits(root, lists)
@@ -54,7 +54,7 @@ def check(root: Path, workers: int, sheet: Path | None) -> None:
         "boxes outside 1280x720": [
             warning for frame in frames.values() for warning in frame.warnings
         ],
-        "similar names": similar_names(places),
+        "similar names": similar_names(list_lines),
         "recordings in two splits": shared_recordings,
         "FRAMES IN TWO SPLITS": shared_frames,
     }
@@ -74,7 +74,7 @@ def check(root: Path, workers: int, sheet: Path | None) -> None:
 
 
 def print_problems(errors: list[str], warnings: dict[str, list[str]]) -> None:
-    """A line for each problem, then an empty one."""
+    """Print a line for each problem, then an empty one."""
     lines = [f"error: {error}" for error in errors]
     for found in warnings.values():
         lines += [f"warning: {warning}" for warning in found]
@@ -113,7 +113,7 @@ def list_rows(lists: Lists, frames: dict[str, CheckedFrame]) -> list[list[str]]:
     rows = [["list", "frames", "without a box", "recordings", "boxes"]]
     for list_name, names in lists.items():
         boxes = [len(frames[name].labels) for name in names]
-        recordings = {recording(name) for name in names}
+        recordings = {recording_of(name) for name in names}
         counts = (len(names), boxes.count(0), len(recordings), sum(boxes))
         rows.append([list_name, *map(str, counts)])
     return rows
@@ -152,7 +152,7 @@ def condition_rows(lists: Lists, frames: dict[str, CheckedFrame]) -> list[list[s
     rows = [["condition", "frames", "pedestrians", "in RGB"]]
     for condition, names in sorted(names_of.items()):
         labels = [label for name in names for label in frames[name].labels]
-        people = [label for label in labels if label.name.startswith("Pedestrian")]
+        people = [label for label in labels if label.is_person]
         visible = percentage(label.visible_rgb for label in people)
         rows.append([condition, str(len(names)), str(len(people)), visible])
     return rows

@@ -35,9 +35,10 @@ from cmkd.frames.layout import (
     LABEL_FOLDER,
     RGB_FOLDER,
     find_image,
-    missing_image,
-    missing_labels,
-    other_size,
+    label_file,
+    missing_image_message,
+    missing_labels_message,
+    other_size_message,
     parse_list,
     read_list,
 )
@@ -92,7 +93,7 @@ class SeeingThroughFog(Dataset):
         }
         self.names = read_list(self.list_file)
         self.files = [self._find_images(index) for index in range(len(self))]
-        self.present: set[str] = set()
+        self.present_classes: set[str] = set()
         self.objects = [self._read_objects(index) for index in range(len(self))]
         self._refuse_unknown_classes()
         self._refuse_ignored_entries()
@@ -148,7 +149,7 @@ class SeeingThroughFog(Dataset):
             "name": self.names[index],
         }
 
-    def decode_once(self, kind: str, min_size: int, max_size: int) -> None:
+    def use_cache(self, kind: str, min_size: int, max_size: int) -> None:
         """Keep frames at training size once they are read: `ram`, `disk`, or `none`.
 
         Samples are then of that size, rounded to whole grey levels. Raises `UserError` if the
@@ -209,7 +210,7 @@ class SeeingThroughFog(Dataset):
         files = [find_image(self.root, folder, name) for folder in self.folders]
         for folder, file in zip(self.folders, files, strict=True):
             if not file:
-                raise UserError(missing_image(self.root, folder, name, self._place(index)))
+                raise UserError(missing_image_message(self.root, folder, name, self._place(index)))
         return files
 
     def _place(self, index: int) -> str:
@@ -218,11 +219,11 @@ class SeeingThroughFog(Dataset):
 
     def _read_objects(self, index: int) -> list[tuple[int, Label]]:
         """The boxes of trained classes with their label, then the ignore regions with label 0."""
-        file = self.root / LABEL_FOLDER / f"{self.names[index]}.txt"
+        file = label_file(self.root, self.names[index])
         if not file.is_file():
-            raise UserError(missing_labels(file, self._place(index)))
+            raise UserError(missing_labels_message(file, self._place(index)))
         labels = read_labels(file)
-        self.present.update(label.name for label in labels)
+        self.present_classes.update(label.name for label in labels)
         trained = [
             (self.label_of[label.name], label) for label in labels if label.name in self.label_of
         ]
@@ -237,7 +238,7 @@ class SeeingThroughFog(Dataset):
             own_height, own_width = one.shape[-2:]
             if (own_height, own_width) != (height, width):
                 sizes = (own_width, own_height), (width, height)
-                raise UserError(other_size(file, rgb_file, *sizes))
+                raise UserError(other_size_message(file, rgb_file, *sizes))
         return torch.cat([image, *slices])
 
     def _scaled_objects(
@@ -260,21 +261,22 @@ class SeeingThroughFog(Dataset):
 
     def _refuse_unknown_classes(self) -> None:
         """A class that is neither official nor in any label of the folder is probably a typo."""
-        own = {name for group in self.classes for name in group} - OFFICIAL_CLASSES
-        own |= set(self.ignored) - OFFICIAL_CLASSES - set(USUALLY_IGNORED)
-        if own <= self.present:
+        classes = {name for group in self.classes for name in group} - OFFICIAL_CLASSES
+        ignored = set(self.ignored) - OFFICIAL_CLASSES - set(USUALLY_IGNORED)
+        present = set(self.present_classes)
+        if classes <= present and not unused_patterns(ignored, present):
             return
-        present = set(self.present)
         for file in sorted((self.root / LABEL_FOLDER).glob("*.txt")):
             # An error in a frame that is not on the list does no harm here.
             with contextlib.suppress(UserError):
                 present.update(label.name for label in read_labels(file))
-        if unknown := sorted(own - present):
-            option = "ignore" if unknown[0] in self.ignored else "classes"
-            raise UserError(
-                f"--{option}: no label in {self.root / LABEL_FOLDER} is {unknown[0]!r}; they have: "
-                f"{', '.join(sorted(present)) or 'nothing'}"
-            )
+        unknown = {"classes": classes - present, "ignore": unused_patterns(ignored, present)}
+        for option, names in unknown.items():
+            if names:
+                raise UserError(
+                    f"--{option}: no label in {self.root / LABEL_FOLDER} is {min(names)!r}; they "
+                    f"have: {', '.join(sorted(present)) or 'nothing'}"
+                )
 
     def _refuse_ignored_entries(self) -> None:
         for group in self.classes:
@@ -283,6 +285,11 @@ class SeeingThroughFog(Dataset):
                     f"--ignore leaves nothing of --classes {','.join(group)}: take it off one of "
                     "them"
                 )
+
+
+def unused_patterns(patterns: set[str], names: set[str]) -> set[str]:
+    """The patterns that no name fits."""
+    return {one for one in patterns if not any(is_ignored(name, (one,)) for name in names)}
 
 
 def flip_horizontally(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The training loop of every method: schedule, validation, best weights, early stop, resume.
 
 It knows nothing of teachers, losses or discriminators: a train script passes
-`compute_losses(batch)`, whose values are summed, minimised and logged by their keys.
+`compute_losses(batch)`, whose values are summed, minimised and logged by their keys, which are the
+same in every step.
 """
 
 import math
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Dataset
 
-from cmkd.evaluation.metrics import coco_metrics, finite
+from cmkd.evaluation.metrics import coco_metrics, none_for_nan
 from cmkd.evaluation.predict import predict, progress_bar, to_device
 from cmkd.runtime import checkpoint, distributed
 from cmkd.runtime.failures import StopRequest, fetch, is_out_of_memory, warn
@@ -56,12 +57,12 @@ class Options:
     run_dir: Path = Path("runs")  # the log and the training state
 
     def steps_left(self, iteration: int) -> int | float:
-        """How many steps may follow so many."""
+        """Steps that `max_iterations` still allows after so many."""
         return max(0, (self.max_iterations or math.inf) - iteration)
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> "Options":
-        """Those of the arguments that are options of the loop. Raises `TypeError`."""
+        """The loop's options in a script's arguments; others are ignored. Raises `TypeError`."""
         own = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments}
         for one in fields(cls):
             expected = int | float if one.type is float else one.type
@@ -85,7 +86,7 @@ class Progress:
     loss_sums: dict[str, float] = field(default_factory=dict)
 
     def count_step(self, frames: int) -> None:
-        """Count a step of so many frames."""
+        """Count a step with `frames` frames."""
         self.iteration += 1
         self.steps += 1
         self.frames += frames
@@ -100,7 +101,7 @@ class Progress:
         return {name: total / self.steps for name, total in self.loss_sums.items()}
 
     def finish_epoch(self, ap: float) -> bool:
-        """Count the epoch, which had this validation AP; whether it is the best so far."""
+        """End the epoch; return whether its validation AP is the best so far."""
         self.epoch += 1
         self.steps, self.frames, self.seconds, self.loss_sums = 0, 0, 0.0, {}
         if is_best := ap > self.best_AP:
@@ -194,10 +195,7 @@ def fit(
                 trained, compute_losses, optimizer, train_loader, progress, options, stop, save
             )
             losses, train_seconds = progress.mean_losses(), progress.seconds
-            started = time.perf_counter()
-            results = predict(model, val_loader, options.amp, stop)
-            metrics = validation_metrics(val_loader.dataset, results)
-            val_seconds = time.perf_counter() - started
+            metrics, results, val_seconds = validate(model, val_loader, options.amp, stop)
 
             is_best = progress.finish_epoch(metrics["AP"])
             record = {
@@ -206,7 +204,7 @@ def fit(
                 "best_AP": progress.best_AP,
                 "best_epoch": progress.best_epoch,
                 "losses": losses,
-                "val": finite(metrics),
+                "val": none_for_nan(metrics),
                 "lr": optimizer.param_groups[0]["lr"],
                 "train_seconds": train_seconds,
                 "val_seconds": val_seconds,
@@ -277,7 +275,7 @@ def train_one_epoch(
             saved_at = now
         if stops:
             bar.close()
-            stop.obey(f"after step {step + 1} of epoch {epoch}")
+            stop.end_program(f"after step {step + 1} of epoch {epoch}")
     bar.close()
     save()
 
@@ -312,11 +310,11 @@ def step_if_finite(optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) 
 
     Fused kernels check it on the device; another optimizer synchronises the GPU.
     """
-    finite = torch.stack(list(values.values())).isfinite().all()
+    all_finite = torch.stack(list(values.values())).isfinite().all()
     if all(group.get("fused") for group in optimizer.param_groups):
-        optimizer.found_inf = 1 - finite.float()
+        optimizer.found_inf = 1 - all_finite.float()
         optimizer.step()
-    elif finite:
+    elif all_finite:
         optimizer.step()
 
 
@@ -326,10 +324,12 @@ def fetch_losses(
     """Copy the losses of pending steps to the host, and add them to the epoch's sums.
 
     They are means over all processes. Returns those of the last step, and for each of `wants`
-    whether any process wants it. All go in one transfer, the only synchronisation of the GPU that
-    is ours. Raises `UserError` for a loss or gradient that is not finite.
+    whether any process wants it. All go in one transfer, the only point where our code waits for
+    the GPU. Raises `UserError` for a loss or gradient that is not finite.
     """
     keys = list(pending[0][0])
+    if any(list(losses) != keys for losses, _ in pending):
+        raise ValueError(f"compute_losses must return the same keys in every step: {keys}")
     table = torch.stack([torch.stack(list(losses.values())).float() for losses, _ in pending])
     everything = torch.cat([table.flatten(), table.new_tensor(wants)])
     totals = distributed.total(everything).tolist()
@@ -408,7 +408,7 @@ def begin_run(
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            raise checkpoint.not_a_checkpoint(content["file"], reason_of(error)) from None
+            raise checkpoint.checkpoint_error(content["file"], reason_of(error)) from None
         within = f" and {progress.steps} steps" if progress.steps else ""
         print(
             f"resuming after epoch {progress.epoch}{within} from {content['file']}; "
@@ -437,13 +437,19 @@ def begin_epoch(
     loader.dataset.seed_flips(epoch_seed)
 
 
-def validation_metrics(val_set: Dataset, results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO's twelve numbers of the results, computed in one process."""
-    return distributed.on_first(lambda: coco_metrics(val_set.ground_truth(), results))
+def validate(
+    model: nn.Module, loader: DataLoader, amp: bool, stop: StopRequest
+) -> tuple[dict[str, float], list[dict[str, Any]], float]:
+    """COCO's twelve numbers on the loader's list, the COCO results, and the seconds it took."""
+    started = time.perf_counter()
+    results = predict(model, loader, amp, stop)
+    # pycocotools is no faster on several processes.
+    metrics = distributed.on_first(lambda: coco_metrics(loader.dataset.ground_truth(), results))
+    return metrics, results, time.perf_counter() - started
 
 
 def start_record(arguments: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The log's line for the start of a run, or for a start again."""
+    """The log line that is written when a run starts or resumes."""
     return {
         "arguments": arguments,
         "settings": settings,

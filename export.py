@@ -4,9 +4,8 @@
     python export.py --weights weights/cmkd_adv.pth --out student.onnx
 
 A file takes one RGB picture, uint8 [H, W, 3], of the size of the list's frames; resizing,
-normalising and padding are inside. A file is only written if it finds what PyTorch finds in some of
-these frames, and nothing in a picture in which PyTorch finds nothing. docs/deploy.md has the ten
-lines that run it.
+normalising and padding are inside. A file is written only if its detections match PyTorch's on some
+of these frames and on an empty picture. docs/deploy.md has the ten lines that run it.
 """
 
 import argparse
@@ -31,14 +30,13 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import clip_boxes_to_image, nms
 from tqdm import tqdm
 
-from cmkd.evaluation.pipeline import load_comparable
+from cmkd.evaluation.pipeline import load_rgb_detector
 from cmkd.frames.images import read_rgb
-from cmkd.frames.layout import RGB_FOLDER, find_image, missing_image, parse_list, read_list
+from cmkd.frames.layout import RGB_FOLDER, find_image, missing_image_message, parse_list, read_list
 from cmkd.runtime import hardware
 from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.failures import run, warn
 from cmkd.runtime.files import UserError, refuse_unwritable, write_atomically
-from cmkd.runtime.weights import WeightsError
 from models import Detector
 
 WEIGHTS = "weights/cmkd_adv.pth"
@@ -82,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def refuse_impossible(files: list[Path], weights: Path) -> None:
+def refuse_bad_outputs(files: list[Path], weights: Path) -> None:
     """Raise `UserError` if a file cannot be written, or a package for it is not installed."""
     for file in files:
         if file.suffix not in FORMATS:
@@ -118,7 +116,7 @@ def sample_frames(data: Path, list_name: str, count: int) -> dict[str, Tensor]:
         file = find_image(data, RGB_FOLDER, name)
         if not file:
             line = parse_list(list_file)[0][name]
-            raise UserError(missing_image(data, RGB_FOLDER, name, f"{list_file}:{line}"))
+            raise UserError(missing_image_message(data, RGB_FOLDER, name, f"{list_file}:{line}"))
         frames[name] = read_rgb(file).permute(1, 2, 0).contiguous()
         height, width, _ = frames[name].shape
         first_height, first_width, _ = next(iter(frames.values())).shape
@@ -431,18 +429,10 @@ def main() -> None:
     # torch and torchvision warn their own developers.
     warnings.filterwarnings("ignore", module="torch")
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    refuse_impossible(args.out, args.weights)
+    refuse_bad_outputs(args.out, args.weights)
 
     # Network
-    detectors, classes, _ = load_comparable([args.weights], None, None, None, None)
-    [detector] = detectors.values()
-    detector.eval()
-    channels = detector.settings["channels"]
-    if channels != 3:
-        raise WeightsError(
-            f"{args.weights} takes {channels} channels, and a car's camera gives three: export a "
-            "student or the baseline"
-        )
+    detector, classes = load_rgb_detector(args.weights)
 
     # Frames
     frames = sample_frames(args.data, args.list, args.frames)

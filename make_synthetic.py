@@ -10,7 +10,6 @@ shares of people that each camera sees.
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cmkd.frames.annotations import LABEL_HEIGHT, LABEL_WIDTH, Label, read_labels
-from cmkd.frames.layout import GATED_FOLDERS, IMAGE_FOLDERS, LABEL_FOLDER, save_list
+from cmkd.frames.annotations import Label, read_labels, to_pixels
+from cmkd.frames.layout import GATED_FOLDERS, IMAGE_FOLDERS, LABEL_FOLDER, label_file, save_list
 from cmkd.frames.png import save_png
 from cmkd.runtime.command_line import OneLineParser, at_least, cores, to_float
 from cmkd.runtime.files import (
@@ -30,11 +29,10 @@ from cmkd.runtime.files import (
     write_atomically,
 )
 from cmkd.runtime.parallel import parallel_map
-from cmkd.simulator.calibration import brightness_for, calibration_frames, visible_by_brightness
+from cmkd.simulator.brightness import brightness_for, frames_to_measure, visible_by_brightness
 from cmkd.simulator.cameras import gated_camera, rgb_camera
 from cmkd.simulator.labels import label_lines
-from cmkd.simulator.planning import PlannedFrame, plan_frames
-from cmkd.simulator.rendering import render
+from cmkd.simulator.rendering import PlannedFrame, plan_frames, render
 from cmkd.simulator.scene import CONDITIONS
 from cmkd.viewing.contact_sheet import (
     GREEN,
@@ -45,6 +43,7 @@ from cmkd.viewing.contact_sheet import (
     contact_sheet,
     draw_boxes,
     resize_to_width,
+    save_picture,
 )
 
 RECORD = "synthetic.json"
@@ -55,9 +54,9 @@ DEFAULT_MIX = {
     "snow_night": 0.15,
     "dusk": 0.2,
 }
-CALIBRATION_WIDTH = 320  # px; who is visible hardly depends on the size of the image
+BRIGHTNESS_WIDTH = 320  # px; who is visible hardly depends on the size of the image
 VIS_NIGHT_FRAMES = 12
-TILE_WIDTH = 640  # px
+PREVIEW_TILE_WIDTH = 640  # px
 # (visible in RGB, visible in the slices) -> (colour, text)
 LOOK_OF_VISIBILITY = {
     (True, True): (GREEN, "visible in both"),
@@ -73,12 +72,8 @@ LOOK_OF_VISIBILITY = {
 def make_data_set(out: Path, parameters: dict[str, Any], workers: int) -> list[PlannedFrame]:
     """Make or complete the data set in `out`; returns its frames. Raises `UserError`."""
     state = open_data_folder(out, RECORD, parameters, (*IMAGE_FOLDERS, LABEL_FOLDER))
-    frames = plan_frames(
-        parameters["frames"],
-        parameters["mix"],
-        parameters["seed"],
-        parameters["frames_per_recording"],
-    )
+    names = ("frames", "mix", "seed", "frames_per_recording")
+    frames = plan_frames(*(parameters[name] for name in names))
     if "light" not in state:
         state["light"] = night_brightness(frames, parameters, workers)
         save_json(state, out / RECORD)
@@ -93,7 +88,7 @@ def make_data_set(out: Path, parameters: dict[str, Any], workers: int) -> list[P
     waiting = [frame for frame in frames if not label_file(out, frame.name).is_file()]
     for _ in parallel_map(write, waiting, workers, str(out)):
         pass
-    write_lists(frames, out)
+    write_simulated_lists(frames, out)
     state["measured"] = count_visible_people(frames, out)
     save_json(state, out / RECORD)
     print_visible_people(state["measured"])
@@ -103,14 +98,14 @@ def make_data_set(out: Path, parameters: dict[str, Any], workers: int) -> list[P
 def night_brightness(frames: list[PlannedFrame], parameters: dict[str, Any], workers: int) -> float:
     """The brightness of the night at which --visible-share is reached, by a sample of frames."""
     width, height = parameters["size"]
-    reduced = min(1.0, CALIBRATION_WIDTH / width)
+    reduced = min(1.0, BRIGHTNESS_WIDTH / width)
     look = partial(
         visible_by_brightness,
         seed=parameters["seed"],
         size=(max(round(width * reduced), 1), max(round(height * reduced), 1)),
         misaligned=parameters["misalignment"],
     )
-    chosen = calibration_frames(frames)
+    chosen = frames_to_measure(frames)
     visible = parallel_map(look, chosen, workers, "measuring the light")
     return brightness_for(parameters["visible_share"], list(visible))
 
@@ -142,21 +137,15 @@ def write_frame(
     )
 
 
-def label_file(out: Path, name: str) -> Path:
-    """The label file of a frame."""
-    return out / LABEL_FOLDER / f"{name}.txt"
-
-
 def people_in(out: Path, name: str) -> list[Label]:
     """The labels of people in a frame, and of groups of them."""
-    labels = read_labels(label_file(out, name))
-    return [label for label in labels if label.name.startswith("Pedestrian")]
+    return [label for label in read_labels(label_file(out, name)) if label.is_person]
 
 
 # ------------------------------------------------------------------------------- lists and figures
 
 
-def write_lists(frames: list[PlannedFrame], out: Path) -> None:
+def write_simulated_lists(frames: list[PlannedFrame], out: Path) -> None:
     """Write the lists of all frames, which must be complete.
 
     `<split>_night` (all but clear_day), `<split>_<condition>`, and `vis_night`: 12 test frames in
@@ -164,7 +153,7 @@ def write_lists(frames: list[PlannedFrame], out: Path) -> None:
     """
     lists: dict[str, list[str]] = defaultdict(list)
     for frame in frames:
-        if is_night(frame):
+        if frame.is_night:
             lists[f"{frame.split}_night"].append(frame.name)
         lists[f"{frame.split}_{frame.condition}"].append(frame.name)
     if names := choose_for_viewing(lists.get("test_night", []), out):
@@ -189,11 +178,6 @@ def choose_for_viewing(names: list[str], out: Path) -> list[str]:
     return [candidates[index] for index in np.unique(spread)]
 
 
-def is_night(frame: PlannedFrame) -> bool:
-    """Whether a frame is in the night lists; dusk is."""
-    return not CONDITIONS[frame.condition].day
-
-
 def count_visible_people(
     frames: list[PlannedFrame], out: Path
 ) -> dict[str, dict[str, int | float]]:
@@ -204,25 +188,23 @@ def count_visible_people(
     frame_counts: dict[str, int] = defaultdict(int)
     people: dict[str, list[Label]] = defaultdict(list)
     for frame in frames:
-        rows = [frame.condition, "night"] if is_night(frame) else [frame.condition]
-        for row in rows:
+        for row in [frame.condition] + ["night"] * frame.is_night:
             frame_counts[row] += 1
             people[row] += people_in(out, frame.name)
     return {
         row: {
             "frames": frame_counts[row],
             "people": len(people[row]),
-            "visible_rgb": true_share(person.visible_rgb for person in people[row]),
-            "visible_gated": true_share(person.visible_gated for person in people[row]),
+            "visible_rgb": true_share([person.visible_rgb for person in people[row]]),
+            "visible_gated": true_share([person.visible_gated for person in people[row]]),
         }
         for row in sorted(people, key=lambda row: row == "night")
     }
 
 
-def true_share(flags: Iterable[bool]) -> float:
+def true_share(flags: list[bool]) -> float:
     """The share of true flags, to four digits; 0 if there are none."""
-    values = list(flags)
-    return round(float(np.mean(values)), 4) if values else 0.0
+    return round(float(np.mean(flags)), 4) if flags else 0.0
 
 
 def print_visible_people(counted: dict[str, dict[str, int | float]]) -> None:
@@ -246,9 +228,7 @@ def save_preview(out: Path, frames: list[PlannedFrame], file: Path) -> None:
             rows.append((name, preview_tiles(out, name)))
     legend = {text: colour for colour, text in LOOK_OF_VISIBILITY.values()}
     sheet = contact_sheet(["RGB", *GATED_FOLDERS], rows, legend)
-    is_png = file.suffix == ".png"
-    options = {"format": "PNG"} if is_png else {"format": "JPEG", "quality": 88}
-    write_atomically(file, lambda unfinished: sheet.save(unfinished, **options))
+    save_picture(sheet, file, "PNG" if file.suffix == ".png" else "JPEG", quality=88)
 
 
 def preview_tiles(out: Path, name: str) -> list[Image.Image]:
@@ -257,13 +237,11 @@ def preview_tiles(out: Path, name: str) -> list[Image.Image]:
     tiles = []
     for folder in IMAGE_FOLDERS:
         with Image.open(out / folder / f"{name}.png") as image:
-            tile = resize_to_width(image, TILE_WIDTH)
-        scale = (tile.width / LABEL_WIDTH, tile.height / LABEL_HEIGHT) * 2
+            tile = resize_to_width(image, PREVIEW_TILE_WIDTH)
         boxes = []
         for person in people:
-            corners = tuple(np.multiply(person.box, scale))
             colour, _ = LOOK_OF_VISIBILITY[person.visible_rgb, person.visible_gated]
-            boxes.append(Box(corners, colour))
+            boxes.append(Box(to_pixels(person.box, *tile.size), colour))
         draw_boxes(tile, boxes)
         tiles.append(tile)
     return tiles
@@ -368,40 +346,40 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="also write a contact sheet, .png or .jpg",
     )
-    options = parser.parse_args()
-    if sum(options.frames) == 0:
+    args = parser.parse_args()
+    if sum(args.frames) == 0:
         parser.error("--frames needs at least 1 frame, not 0 0 0")
-    names = [name for name, _ in options.mix]
+    names = [name for name, _ in args.mix]
     if len(set(names)) < len(names):
         parser.error(f"--mix names a condition twice: {' '.join(names)}")
-    total = sum(share for _, share in options.mix)
+    total = sum(share for _, share in args.mix)
     if abs(total - 1) > 1e-6:
         parser.error(f"--mix: the shares sum to {total:g}, not 1")
-    if not 0 < options.visible_share < 1:
-        parser.error(f"--visible-share must be between 0 and 1, not {options.visible_share}")
-    return options
+    if not 0 < args.visible_share < 1:
+        parser.error(f"--visible-share must be between 0 and 1, not {args.visible_share}")
+    return args
 
 
 def main() -> None:
-    options = parse_arguments()
+    args = parse_arguments()
     parameters = {
         "version": 1,
-        "frames": options.frames,
-        "frames_per_recording": options.frames_per_recording,
-        "size": list(options.size),
-        "mix": dict(options.mix),
-        "visible_share": options.visible_share,
-        "misalignment": options.misalignment,
-        "seed": options.seed,
+        "frames": args.frames,
+        "frames_per_recording": args.frames_per_recording,
+        "size": list(args.size),
+        "mix": dict(args.mix),
+        "visible_share": args.visible_share,
+        "misalignment": args.misalignment,
+        "seed": args.seed,
     }
     try:
-        frames = make_data_set(options.out, parameters, options.workers)
-        if options.preview:
-            save_preview(options.out, frames, options.preview)
+        frames = make_data_set(args.out, parameters, args.workers)
+        if args.preview:
+            save_preview(args.out, frames, args.preview)
     except UserError as error:
         exit_with_error(str(error))
     except KeyboardInterrupt:
-        print(f"\nstopped: the same command continues in {options.out}", file=sys.stderr)
+        print(f"\nstopped: the same command continues in {args.out}", file=sys.stderr)
         sys.exit(130)
 
 

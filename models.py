@@ -1,6 +1,5 @@
 """The networks: Faster R-CNN ResNet-FPN for 3 or 6 channels, and the adversary of CMKD-Adv."""
 
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from cmkd.runtime.failures import warn
 from cmkd.runtime.files import reason_of
-from cmkd.runtime.weights import (
-    STEM,
-    WeightsError,
-    read_settings,
-    read_state,
-    sha256_of,
-    todays_name,
-)
+from cmkd.runtime.weights import STEM, WeightsError, current_name, read_settings, read_state
 
 LEVELS = ("0", "1", "2", "3")  # torchvision's names of P2..P5
 FEATURE_CHANNELS = 256
@@ -34,7 +26,7 @@ BACKBONES = tuple(name for name in resnet.__all__ if name.islower())  # resnet18
 # Published recipe: ImageNet's mean and standard deviation for RGB, one pair for all gated channels.
 RGB_MEAN, RGB_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 GATED_MEAN, GATED_STD = 0.406, 0.225
-# A batch is padded to multiples of so many px; more for torch.compile, so that it meets few shapes.
+# A batch is padded to multiples of this many px; more for torch.compile, so it meets few shapes.
 PADDING, COMPILED_PADDING = 32, 128
 
 
@@ -68,7 +60,7 @@ def covered(boxes: Tensor, regions: Tensor) -> Tensor:
     return (inside >= 0.5 * areas).any(dim=1)
 
 
-def spare_ignored(labels: list[Tensor], boxes: list[Tensor], regions: list[Tensor]) -> list[Tensor]:
+def mask_ignored(labels: list[Tensor], boxes: list[Tensor], regions: list[Tensor]) -> list[Tensor]:
     """Training labels in which background on ignore regions becomes -1.
 
     For each frame: labels `[N]` of boxes `[N, 4]`, and ignore regions `[M, 4]`. Background is 0;
@@ -93,44 +85,45 @@ def count_ignore_regions(target: dict[str, Tensor]) -> int:
     return int((target["iscrowd"] if "iscrowd" in target else target["labels"] == 0).sum())
 
 
-class SparingRPN(RegionProposalNetwork):
-    """torchvision's RPN, for which anchors on ignore regions are no background.
+class IgnoreAwareRPN(RegionProposalNetwork):
+    """torchvision's RPN, except that anchors on ignore regions do not count as background.
 
-    `regions` is the number of ignore regions in each frame of the batch.
+    `ignored_counts` has the number of ignore regions of each frame in the batch.
     """
 
-    regions: list[int]
+    ignored_counts: list[int]
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         split = [
             target["boxes"].tensor_split([len(target["boxes"]) - count])
-            for target, count in zip(targets, self.regions, strict=True)
+            for target, count in zip(targets, self.ignored_counts, strict=True)
         ]
         objects = [{"boxes": boxes} for boxes, _ in split]
         labels, matched = super().assign_targets_to_anchors(anchors, objects)
-        return spare_ignored(labels, anchors, [regions for _, regions in split]), matched
+        return mask_ignored(labels, anchors, [regions for _, regions in split]), matched
 
 
-class SparingRoIHeads(RoIHeads):
-    """torchvision's RoI heads, for which proposals on ignore regions are no background.
+class IgnoreAwareRoIHeads(RoIHeads):
+    """torchvision's RoI heads, except that proposals on ignore regions are no background.
 
-    `regions` is the number of ignore regions in each frame of the batch. They come last, so an
-    index among the objects is also the index among all boxes.
+    `ignored_counts` has the number of ignore regions of each frame in the batch. They come last, so
+    an index among the objects is also the index among all boxes.
     """
 
-    regions: list[int]
+    ignored_counts: list[int]
 
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        ends = [len(boxes) - count for boxes, count in zip(gt_boxes, self.regions, strict=True)]
+        counts = zip(gt_boxes, self.ignored_counts, strict=True)
+        ends = [len(boxes) - count for boxes, count in counts]
         objects = [boxes[:end] for boxes, end in zip(gt_boxes, ends, strict=True)]
         ignored = [boxes[end:] for boxes, end in zip(gt_boxes, ends, strict=True)]
         classes = [labels[:end] for labels, end in zip(gt_labels, ends, strict=True)]
         matched, labels = super().assign_targets_to_proposals(proposals, objects, classes)
-        return matched, spare_ignored(labels, proposals, ignored)
+        return matched, mask_ignored(labels, proposals, ignored)
 
 
 class Detector(FasterRCNN):
@@ -181,7 +174,7 @@ class Detector(FasterRCNN):
         )
         # FasterRCNN makes both itself. The subclasses have the same state; only the assignment of
         # background differs.
-        self.rpn.__class__, self.roi_heads.__class__ = SparingRPN, SparingRoIHeads
+        self.rpn.__class__, self.roi_heads.__class__ = IgnoreAwareRPN, IgnoreAwareRoIHeads
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(lambda _, __, outputs: in_float32(outputs))
         self.roi_heads.register_forward_pre_hook(prepare_for_roi_align)
@@ -208,7 +201,7 @@ class Detector(FasterRCNN):
         if not self.training:
             return super().forward(images)
         counts = [count_ignore_regions(target) for target in targets]
-        self.rpn.regions = self.roi_heads.regions = counts
+        self.rpn.ignored_counts = self.roi_heads.ignored_counts = counts
         batch, targets = self.transform(images, targets)
         try:
             features = self.backbone(batch.tensors)
@@ -305,7 +298,7 @@ def load_detector(
     """The detector in a checkpoint.
 
     Channels, classes, backbone and norm follow from its keys; image size and proposals from
-    `read_settings`, else the published ones. A size that is given comes first. Raises
+    `read_settings`, else the published ones; `min_size` and `max_size` override both. Raises
     `WeightsError`.
     """
     file = Path(file)
@@ -357,37 +350,6 @@ def load_teacher(file: Path, min_size: int, max_size: int, compiled: bool = Fals
     return teacher.eval().requires_grad_(False)
 
 
-def known_teacher_ap(file: Path, val_fingerprint: str, args: argparse.Namespace) -> float | None:
-    """Print and return a teacher's validation AP, 0..1, from the JSON beside its weights.
-
-    None if the JSON is of other weights, or if the AP was measured on other frames or labels, at
-    another image size or precision.
-    """
-    known = read_settings(file)
-    here = {
-        "sha256": sha256_of(file),
-        "val_fingerprint": val_fingerprint,
-        "min_size": args.min_size,
-        "max_size": args.max_size,
-        "amp": args.amp,
-    }
-    measured = {**known.get("arguments", {}), **known}
-    if any(measured.get(name) != value for name, value in here.items()):
-        print(
-            f"teacher: val AP not known here; python test.py --weights {file} --data {args.data} "
-            f"--lists {args.val_list} measures it"
-        )
-        return None
-    ap = known["val"]["AP"]
-    print(f"teacher: val AP {ap:.4f} (epoch {known['epoch']} of {file})")
-    if ap <= 0.01:
-        warn(
-            "a teacher with an AP near 0 has nothing to teach: check --teacher, --data, --val-list "
-            "and the image size it was trained at"
-        )
-    return ap
-
-
 def pretrained_state(backbone: str, init: str) -> dict[str, Tensor]:
     """The state_dict that `--init` names, with the names of today's torchvision."""
     if init not in ("coco", "imagenet"):
@@ -413,7 +375,7 @@ def pretrained_state(backbone: str, init: str) -> dict[str, Tensor]:
     place = Path(get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        return {todays_name(name): value for name, value in state.items()}
+        return {current_name(name): value for name, value in state.items()}
     except Exception as error:  # a download and a damaged file can fail in any way
         if place.is_file():  # torch renames a download to this once it is complete
             raise WeightsError(

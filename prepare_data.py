@@ -21,14 +21,16 @@ from PIL import Image
 from torch import Tensor
 
 from cmkd.frames import registration
-from cmkd.frames.annotations import LABEL_HEIGHT, LABEL_WIDTH, read_labels
+from cmkd.frames.annotations import USUALLY_IGNORED, clip, has_area, is_ignored, read_labels
 from cmkd.frames.layout import (
     GATED_FOLDERS,
     IMAGE_FOLDERS,
     LABEL_FOLDER,
     RGB_FOLDER,
+    evenly_spaced,
+    label_file,
     read_list,
-    recording,
+    recording_of,
     save_list,
 )
 from cmkd.frames.png import save_png
@@ -57,7 +59,7 @@ FOLDERS_OF_PART = {
     "meta": ("labeltool_labels_refined", "labeltool_labels"),
     "lidar": ("lidar_hdl64_strongest_gated", "lidar_hdl64_last_gated"),
 }
-SUFFIXES = {
+SUFFIX_OF_FOLDER = {
     **dict.fromkeys(("cam_stereo_left", "gated0_raw", "gated1_raw", "gated2_raw"), ".tiff"),
     **dict.fromkeys(FOLDERS_OF_PART["labels"], ".txt"),
     **dict.fromkeys(FOLDERS_OF_PART["meta"], ".json"),
@@ -66,8 +68,8 @@ SUFFIXES = {
 CALIBRATION_FOLDERS = (".", "calibs", "calib", "calibration", "tools/DatasetViewer/calibs")
 
 CLEAR_LISTS = {split: f"{split}_clear_night" for split in ("train", "val", "test")}
-WEATHER_LISTS = ("light_fog_night", "dense_fog_night", "snow_night")
 FOG_LISTS = ("light_fog_night", "dense_fog_night")
+WEATHER_LISTS = (*FOG_LISTS, "snow_night")
 REPORT = "prepare_report.json"
 BYTES_PER_FRAME = 4.5e6  # an upper estimate: a noisy RGB PNG and three slices
 
@@ -77,7 +79,7 @@ BYTES_PER_FRAME = 4.5e6  # an upper estimate: a noisy RGB PNG and three slices
 
 def suffix_of(folder: Path) -> str:
     """How the names of the files in a folder of the download end."""
-    return SUFFIXES.get(folder.name, ".png")
+    return SUFFIX_OF_FOLDER.get(folder.name, ".png")
 
 
 def find_folders(source: Path, names: tuple[str, ...]) -> list[Path]:
@@ -85,13 +87,13 @@ def find_folders(source: Path, names: tuple[str, ...]) -> list[Path]:
 
     Unzipping may have put each into another folder of its own name.
     """
-    places = [
-        place
+    candidates = [
+        folder
         for name in names
         for parent in (source, source / "gt_labels")
-        for place in (parent / name, parent / name / name)
+        for folder in (parent / name, parent / name / name)
     ]
-    return [place for place in places if any(place.glob(f"*{suffix_of(place)}"))]
+    return [folder for folder in candidates if any(folder.glob(f"*{suffix_of(folder)}"))]
 
 
 def find_parts(source: Path, needs_lidar: bool) -> dict[str, Path]:
@@ -145,10 +147,11 @@ def all_night(official: dict[str, list[str]]) -> dict[str, list[str]]:
     frames of this recording, or else in the split that follows from its name.
     """
     frames = {split: list(official[list_name]) for split, list_name in CLEAR_LISTS.items()}
-    split_of = {recording(name): split for split, names in frames.items() for name in names}
+    split_of = {recording_of(name): split for split, names in frames.items() for name in names}
     for list_name in WEATHER_LISTS:
         for name in official[list_name]:
-            split = split_of.get(recording(name)) or split_by_hash(recording(name))
+            recording = recording_of(name)
+            split = split_of.get(recording) or split_by_hash(recording)
             frames[split].append(name)
     return frames
 
@@ -156,7 +159,9 @@ def all_night(official: dict[str, list[str]]) -> dict[str, list[str]]:
 def split_by_hash(name: str) -> str:
     """train (60 %), val (15 %) or test (25 %) for a recording, the same on every machine."""
     share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    return "train" if share < 0.60 else "val" if share < 0.75 else "test"
+    if share < 0.60:
+        return "train"
+    return "val" if share < 0.75 else "test"
 
 
 def conditions_of_frames(official: dict[str, list[str]]) -> dict[str, str]:
@@ -189,13 +194,15 @@ def choose_lists(
     return lists, conditions_of_frames(official)
 
 
-def evenly_spaced(names: list[str], count: int) -> list[str]:
-    """At most `count` of the names, at equal distances from the first to the last."""
-    places = np.linspace(0, len(names) - 1, count).astype(int)
-    return [names[place] for place in np.unique(places)]
-
-
 # ---------------------------------------------------------------------------------------- one frame
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a frame."""
+
+    how: str = ""  # RGB was warped
+    left_out_because: str = ""
 
 
 @dataclass
@@ -223,11 +230,8 @@ class Preparer:
         """The pixel map from rectified into raw slices."""
         return registration.rectifying_map(self.calibration.gated)
 
-    def prepare(self, frame: tuple[str, str]) -> tuple[str, str]:
-        """Write a frame (name, condition). The labels come last: a frame with labels is complete.
-
-        Returns how RGB was warped and ''; or '' and why the frame is left out.
-        """
+    def prepare(self, frame: tuple[str, str]) -> Prepared:
+        """Write a frame (name, condition), the labels last: a frame with labels is complete."""
         name, condition = frame
         try:
             labels = self.file_of("labels", name)
@@ -238,14 +242,14 @@ class Preparer:
             for folder in GATED_FOLDERS:
                 images[folder] = self.rectified_slice(folder, name)
         except UserError as error:
-            return "", str(error)
+            return Prepared(left_out_because=str(error))
         except (OSError, SyntaxError, ValueError) as error:  # a damaged image or meta file
-            return "", reason_of(error)
+            return Prepared(left_out_because=reason_of(error))
         for folder, image in images.items():
             save_png(image, self.out / folder / f"{name}.png")
-        copy = self.out / LABEL_FOLDER / f"{name}.txt"
+        copy = label_file(self.out, name)
         write_atomically(copy, lambda unfinished: shutil.copyfile(labels, unfinished))
-        return how, ""
+        return Prepared(how)
 
     def file_of(self, part: str, name: str) -> Path:
         """A frame's file of one part. Raises `UserError`."""
@@ -279,7 +283,7 @@ class Preparer:
                 return np.asarray(image.convert("RGB"))
             raw = np.array(image)
         return registration.warp(
-            develop(raw, self.is_night(name, condition)), self.rgb_rectification
+            develop(raw, self.needs_night_curve(name, condition)), self.rgb_rectification
         )
 
     def rectified_slice(self, part: str, name: str) -> np.ndarray:
@@ -294,7 +298,7 @@ class Preparer:
             grey = np.minimum(grey >> 2, 255).astype(np.uint8)
         return np.asarray(Image.fromarray(grey).resize(PREPARED_SIZE, Image.Resampling.BILINEAR))
 
-    def is_night(self, name: str, condition: str) -> bool:
+    def needs_night_curve(self, name: str, condition: str) -> bool:
         """Which tone curve a raw image needs: by its meta file, or else by its list."""
         if "meta" not in self.folders:
             return not condition.endswith("day")
@@ -321,11 +325,11 @@ def prepare_all(
     ways = Counter({"there already": len(conditions) - len(waiting)})
     left_out = {}
     results = parallel_map(preparer.prepare, waiting, workers, str(preparer.out))
-    for (name, _), (how, reason) in zip(waiting, results, strict=True):
-        if reason:
-            left_out[name] = reason
+    for (name, _), prepared in zip(waiting, results, strict=True):
+        if prepared.left_out_because:
+            left_out[name] = prepared.left_out_because
         else:
-            ways[how] += 1
+            ways[prepared.how] += 1
     return ways, left_out
 
 
@@ -343,23 +347,24 @@ def count_label_quirks(out: Path, names: set[str]) -> Counter:
     """How often the labels of these frames have something that a user should know of."""
     counts: Counter[str] = Counter()
     for name in sorted(names):
-        file = out / LABEL_FOLDER / f"{name}.txt"
-        lines = [line.split() for line in read_lines(file, "labels") if line.strip()]
-        counts["empty files"] += not lines
-        for label, *columns in lines:
-            if label == "traffic":
-                counts["traffic lines, skipped"] += 1
-                continue
-            x0, y0, x1, y1 = (float(column) for column in columns[3:7])
-            outside = x0 < 0 or y0 < 0 or x1 > LABEL_WIDTH or y1 > LABEL_HEIGHT
-            counts["boxes without area, skipped"] += x0 >= x1 or y0 >= y1
-            counts["boxes partly outside, clipped"] += outside
-            if label in ("DontCare", "Obstacle") or label.endswith("_is_group"):
-                counts[label] += 1
+        file = label_file(out, name)
+        classes = [line.split()[0] for line in read_lines(file, "labels") if line.strip()]
+        labels = read_labels(file)  # without traffic lines and boxes without area
+        traffic_lines = classes.count("traffic")
+        counts["empty files"] += not classes
+        counts["traffic lines, skipped"] += traffic_lines
+        counts["boxes without area, skipped"] += len(classes) - traffic_lines - len(labels)
+        for label in labels:
+            clipped = clip(label.box)
+            if not has_area(clipped):
+                counts["boxes outside, left out"] += 1
+            elif clipped != label.box:
+                counts["boxes partly outside, clipped"] += 1
+        counts.update(one for one in classes if is_ignored(one, USUALLY_IGNORED))
     return +counts
 
 
-def write_lists(
+def write_prepared_lists(
     lists: dict[str, list[str]], condition_of: dict[str, str], out: Path
 ) -> dict[str, int]:
     """Write the lists, one for each condition of a night list, and vis_night.
@@ -374,7 +379,7 @@ def write_lists(
                     of_condition = f"{list_name.removesuffix('night')}{condition}"
                     written.setdefault(of_condition, []).append(name)
     written["vis_night"] = [
-        name for name in lists.get("test_night", []) if has_unseen_person(out, name)
+        name for name in lists.get("test_night", []) if has_person_invisible_in_rgb(out, name)
     ]
     for list_name, names in written.items():
         if names:
@@ -382,12 +387,10 @@ def write_lists(
     return {list_name: len(names) for list_name, names in written.items()}
 
 
-def has_unseen_person(out: Path, name: str) -> bool:
+def has_person_invisible_in_rgb(out: Path, name: str) -> bool:
     """Whether somebody in the frame is labelled as not visible in RGB."""
-    return any(
-        label.name.startswith("Pedestrian") and label.visible_rgb is False
-        for label in read_labels(out / LABEL_FOLDER / f"{name}.txt")
-    )
+    labels = read_labels(label_file(out, name))
+    return any(label.is_person and label.visible_rgb is False for label in labels)
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -440,7 +443,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     folders = find_parts(args.source, args.registration == "lidar")
-    usual = [args.source / place for place in CALIBRATION_FOLDERS]
+    usual = [args.source / folder for folder in CALIBRATION_FOLDERS]
     calibration = find_calibration([args.calibration] if args.calibration else usual)
     print(f"calibration: {calibration.source}")
     lists, condition_of = choose_lists(args.split, args.source, args.splits)
@@ -464,7 +467,7 @@ def main() -> None:
         list_name: [name for name in names if name in complete]
         for list_name, names in lists.items()
     }
-    lengths = write_lists(lists, condition_of, args.out)
+    lengths = write_prepared_lists(lists, condition_of, args.out)
     quirks = count_label_quirks(args.out, complete)
     report = {
         "parameters": parameters,

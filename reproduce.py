@@ -7,8 +7,8 @@
 Without --data it simulates days and nights, and pretrains an RGB detector on the days, in place of
 COCO weights, which not everyone can download. It trains all networks from that detector as a user
 would, and tests them. OUT/results.md is the table, results.json all numbers, results.png the
-picture, comparison.html a page with frames of the first seed. A second call continues after what is
-done. A job that fails is named, and leaves a hole in the table.
+picture, comparison.html a page with frames of the first seed. A failed job is reported and its
+cells are dashes; the same command resumes.
 """
 
 import argparse
@@ -18,11 +18,19 @@ from pathlib import Path
 
 import torch
 
+from cmkd.evaluation.options import add_draws, add_seeds, add_side_by_side
 from cmkd.frames.annotations import DEFAULT_CLASSES
-from cmkd.runtime.command_line import OneLineParser, at_least
-from cmkd.runtime.failures import run, warn
+from cmkd.runtime.command_line import OneLineParser
+from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
-from cmkd.study.jobs import Job, option_words, precision_words, run_jobs
+from cmkd.study.jobs import (
+    Job,
+    evaluation_job,
+    option_words,
+    precision_words,
+    report_failures,
+    run_jobs,
+)
 from cmkd.study.report import NETWORKS, REFERENCES, Study, write_results
 from dataset import SeeingThroughFog
 from utils import training_parser
@@ -95,14 +103,7 @@ def parse_arguments() -> argparse.Namespace:
         "published recipe on --data (default: smoke)",
     )
     parser.add_argument("--out", type=Path, help="folder of everything (default: runs/PRESET)")
-    parser.add_argument(
-        "--seeds",
-        type=at_least(0),
-        nargs="+",
-        default=[0],
-        metavar="N",
-        help="all networks are trained once with each (default: 0)",
-    )
+    add_seeds(parser)
     parser.add_argument(
         "--students", choices=STUDENTS, nargs="+", default=STUDENTS, help="(default: all)"
     )
@@ -118,32 +119,17 @@ def parse_arguments() -> argparse.Namespace:
             nargs="*" if name in TAKE_SEVERAL_VALUES else None,
             help="an option of the train scripts (default: the preset's)",
         )
-    parser.add_argument(
-        "--side-by-side",
-        type=at_least(1),
-        metavar="N",
-        help="trainings at the same time (default: one per core, or what GPUs have room for)",
-    )
-    parser.add_argument(
-        "--draws",
-        type=at_least(1),
-        default=1000,
-        help="bootstrap samples for the intervals (default: 1000)",
-    )
+    add_side_by_side(parser)
+    add_draws(parser)
     args = parser.parse_args()
     args.out = args.out or Path("runs") / args.preset
+    args.compared_data = args.data or args.out / "data"
     return args
 
 
 def given_options(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
     """The options among `names` that the user gave, for a train script."""
-    values = {name: getattr(args, name) for name in names}
-    return option_words(**{name: value for name, value in values.items() if value is not None})
-
-
-def data_folder(args: argparse.Namespace) -> Path:
-    """The data that networks are compared on."""
-    return args.data or args.out / "data"
+    return option_words(**{name: getattr(args, name) for name in names})
 
 
 # --------------------------------------------------------------------------------------------- jobs
@@ -191,7 +177,7 @@ def training_jobs(
     needs = [job.name for job in before]
     arguments = [
         f"train_{name}.py",
-        *option_words(data=data_folder(args), train_list=args.train_list, val_list=args.val_list),
+        *option_words(data=args.compared_data, train_list=args.train_list, val_list=args.val_list),
         *preset.train.split(),
         *given_options(args, FOR_ALL_TRAININGS),
         *preset.start.split(),
@@ -205,20 +191,17 @@ def training_jobs(
     arguments += option_words(seed=seed, resume=True, out=folder, run_dir=run_folder)
     train = Job(title, arguments, weights, tuple(needs))
 
-    scores = run_folder / "scores.json"
-    arguments = [
-        "test.py",
-        *option_words(
-            weights=weights,
-            data=data_folder(args),
-            lists=[args.val_list, args.test_list],
-            conditions=True,
-            workers=0,
-        ),
-        *precision_words(train.arguments),
-        *option_words(json=scores, save_detections=run_folder / "detections.json"),
-    ]
-    return train, Job(f"test/{title}", arguments, scores, (title,), reads=(weights,))
+    test = evaluation_job(
+        f"test/{title}",
+        title,
+        run_folder,
+        [weights],
+        args.compared_data,
+        [args.val_list, args.test_list],
+        train.arguments,
+        conditions=True,
+    )
+    return train, test
 
 
 def gallery_job(args: argparse.Namespace, preset: Preset, names: list[str]) -> Job:
@@ -228,7 +211,7 @@ def gallery_job(args: argparse.Namespace, preset: Preset, names: list[str]) -> J
     arguments = [
         "visualize.py",
         *option_words(
-            data=data_folder(args),
+            data=args.compared_data,
             list=args.test_list,
             workers=0,
             out=gallery,
@@ -238,7 +221,7 @@ def gallery_job(args: argparse.Namespace, preset: Preset, names: list[str]) -> J
         *precision_words(preset.train.split()),
         *option_words(compare=weights),
     ]
-    return Job("pictures", arguments, gallery, reads=tuple(weights), alone=True)
+    return Job("pictures", arguments, gallery, alone=True, repeatable=True, reads=tuple(weights))
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -275,12 +258,12 @@ def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job])
 
 def refuse_empty_list(args: argparse.Namespace, list_name: str) -> None:
     """Raise `UserError` for a list that cannot be read, or has nothing to find."""
-    frames = SeeingThroughFog(
+    dataset = SeeingThroughFog(
         args.data, list_name, "rgb+gated", args.classes or DEFAULT_CLASSES, args.ignore
     )
-    if not frames.has_boxes:
+    if not dataset.has_boxes:
         raise UserError(
-            f"{frames.list_file}: no frame has a box of these classes: name another list or other "
+            f"{dataset.list_file}: no frame has a box of these classes: name another list or other "
             "--classes"
         )
 
@@ -303,15 +286,13 @@ def main() -> None:
     trained = [name for name in names if training_of[name, args.seeds[0]].name not in failed]
     if trained:
         failed |= run_jobs([gallery_job(args, preset, trained)], args.out, 1)
-    for job_name, reason in failed.items():
-        warn(f"{job_name}: {reason}")
 
     finished = {name: {} for name in names}
     for (name, seed), test in test_of.items():
         if test.name not in failed:
             finished[name][seed] = test.makes.parent
     study = Study(
-        data_folder(args), args.val_list, args.test_list, args.seeds, finished, args.draws
+        args.compared_data, args.val_list, args.test_list, args.seeds, finished, args.draws
     )
     table = write_results(study, args.out)
     minutes = (time.time() - started) / 60
@@ -319,11 +300,7 @@ def main() -> None:
         f"\n{table}\n\n{args.out}: results.md, results.json, comparison.html, pictures; "
         f"{minutes:.1f} minutes"
     )
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(jobs)} jobs failed: see above; the same command tries them "
-            "again"
-        )
+    report_failures(failed, len(jobs))
 
 
 if __name__ == "__main__":

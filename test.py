@@ -12,13 +12,15 @@ number.
 import argparse
 from pathlib import Path
 
-from cmkd.evaluation.metrics import finite
+from cmkd.evaluation.metrics import none_for_nan
+from cmkd.evaluation.options import add_draws
 from cmkd.evaluation.pipeline import (
     compare_lists,
     detect_lists,
     evaluate_lists,
     load_comparable,
     read_datasets,
+    roles,
     with_conditions,
 )
 from cmkd.evaluation.tables import (
@@ -57,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--conditions",
         action="store_true",
-        help="also each condition: every list of DATA that is a part of one of --lists",
+        help="also the lists of single conditions, such as val_snow_night for val_night",
     )
     parser.add_argument(
         "--classes", nargs="+", metavar="A,B", help="as in training (default: as trained)"
@@ -82,12 +84,7 @@ def parse_arguments() -> argparse.Namespace:
         help="evaluate COCO results made elsewhere instead of --weights, on the one list of "
         "--lists",
     )
-    parser.add_argument(
-        "--draws",
-        type=at_least(1),
-        default=1000,
-        help="bootstrap samples for the intervals (default: 1000)",
-    )
+    add_draws(parser)
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of the bootstrap samples (default: 0)"
     )
@@ -132,7 +129,8 @@ def main() -> None:
         print(text_table(rows, text_columns=2), end="\n\n")
     comparisons = {}
     if len(detectors) > 1:
-        comparisons, baseline = compare_lists(detectors, truths, found, args.draws, args.seed)
+        comparisons = compare_lists(detectors, truths, found, args.draws, args.seed)
+        baseline, _, _ = roles(detectors)
         for list_name, comparison in comparisons.items():
             table = text_table(comparison_rows(comparison, baseline))
             print(f"{comparison_title(list_name, truths[list_name])}:\n\n{table}\n")
@@ -145,8 +143,8 @@ def main() -> None:
             "classes": classes,
             "ignore": ignored,
             "amp": args.amp if detectors else None,
-            "metrics": finite(metrics),
-            "comparison": finite(comparisons),
+            "metrics": none_for_nan(metrics),
+            "comparison": none_for_nan(comparisons),
             "versions": versions(),
         }
         save_json(numbers, args.json)

@@ -23,7 +23,7 @@ def main() -> None:
     train_set = SeeingThroughFog(
         args.data, args.train_list, "rgb", args.classes, args.ignore, args.flip
     )
-    train_set.decode_once(args.cache, args.min_size, args.max_size)
+    train_set.use_cache(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
     train_loader = make_loader(
         train_set, args.batch_size * args.accumulate, args.workers, shuffle=True

@@ -20,14 +20,8 @@ from cmkd.runtime.command_line import non_negative_float
 from cmkd.runtime.failures import run
 from dataset import Batch, SeeingThroughFog, make_loader
 from engine import fit
-from models import (
-    build_detector,
-    build_discriminators,
-    known_teacher_ap,
-    load_teacher,
-    reverse_gradient,
-)
-from utils import detector_options, seed_everything, training_parser
+from models import build_detector, build_discriminators, load_teacher, reverse_gradient
+from utils import detector_options, known_teacher_ap, seed_everything, training_parser
 
 
 def domain_bce(
@@ -69,7 +63,7 @@ def main() -> None:
     train_set = SeeingThroughFog(
         args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip
     )
-    train_set.decode_once(args.cache, args.min_size, args.max_size)
+    train_set.use_cache(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
     train_loader = make_loader(
         train_set, args.batch_size * args.accumulate, args.workers, shuffle=True
@@ -81,7 +75,7 @@ def main() -> None:
     student.to(args.device)
     discriminators = build_discriminators().to(args.device)
     teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
-    teacher_ap = known_teacher_ap(args.teacher, val_set.fingerprint, args)
+    teacher_ap = known_teacher_ap(args, val_set.fingerprint)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:

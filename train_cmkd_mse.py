@@ -16,8 +16,8 @@ from cmkd.runtime.command_line import non_negative_float
 from cmkd.runtime.failures import run
 from dataset import Batch, SeeingThroughFog, make_loader
 from engine import fit
-from models import build_detector, known_teacher_ap, load_teacher
-from utils import detector_options, seed_everything, training_parser
+from models import build_detector, load_teacher
+from utils import detector_options, known_teacher_ap, seed_everything, training_parser
 
 
 def feature_mse(student_features: dict[str, Tensor], teacher_features: dict[str, Tensor]) -> Tensor:
@@ -51,7 +51,7 @@ def main() -> None:
     train_set = SeeingThroughFog(
         args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip
     )
-    train_set.decode_once(args.cache, args.min_size, args.max_size)
+    train_set.use_cache(args.cache, args.min_size, args.max_size)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
     train_loader = make_loader(
         train_set, args.batch_size * args.accumulate, args.workers, shuffle=True
@@ -62,7 +62,7 @@ def main() -> None:
     student = build_detector(3, train_set.num_classes, **detector_options(args))
     student.to(args.device)
     teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
-    teacher_ap = known_teacher_ap(args.teacher, val_set.fingerprint, args)
+    teacher_ap = known_teacher_ap(args, val_set.fingerprint)
 
     # Loss
     def compute_losses(batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The command line of the train scripts and test.py, and seeds."""
+"""The command line of scripts that run networks, what follows from it, and seeds."""
 
 import argparse
 import random
@@ -11,6 +11,8 @@ import torch
 from cmkd.frames.annotations import DEFAULT_CLASSES
 from cmkd.runtime import distributed, hardware
 from cmkd.runtime.command_line import OneLineParser, at_least, positive_float
+from cmkd.runtime.failures import warn
+from cmkd.runtime.weights import read_settings, sha256_of
 
 
 class NetworkParser(OneLineParser):
@@ -23,7 +25,7 @@ class NetworkParser(OneLineParser):
         )
         self.add_argument(
             "--device",
-            type=device,
+            type=usable_device,
             default="cuda" if torch.cuda.is_available() else "cpu",
             help="cuda, cuda:1, cpu, ... (default: cuda if there is one)",
         )
@@ -45,14 +47,14 @@ class NetworkParser(OneLineParser):
         )
 
     def parse_args(self, *given: Any) -> argparse.Namespace:
-        """argparse's; without `--amp` or `--no-amp` the device decides."""
+        """Parse the arguments; without `--amp` or `--no-amp` the device decides."""
         args = super().parse_args(*given)
         if args.amp is None:
-            args.amp = hardware.computes_bfloat16(torch.device(args.device))
+            args.amp = hardware.computes_bfloat16(args.device)
         return args
 
 
-def device(text: str) -> torch.device:
+def usable_device(text: str) -> torch.device:
     """argparse type: a torch device that this machine has."""
     try:
         chosen = torch.device(text)
@@ -90,8 +92,8 @@ def training_parser(name: str, description: str | None) -> NetworkParser:
         "--ignore",
         nargs="*",
         metavar="CLASS",
-        help="label classes whose boxes are no background; without names DontCare, Obstacle and "
-        "every *_is_group (published: off)",
+        help="label classes to ignore: neither objects nor background; without names DontCare, "
+        "Obstacle and every *_is_group (published: off)",
     )
     parser.add_argument(
         "--flip", action="store_true", help="random horizontal flips (published: off)"
@@ -108,7 +110,7 @@ def training_parser(name: str, description: str | None) -> NetworkParser:
         type=at_least(1),
         default=1,
         metavar="N",
-        help="a step is N batches, of which only one is in memory at a time (published: 1)",
+        help="frames per step = N x --batch-size; one batch is in memory at a time (published: 1)",
     )
     parser.add_argument(
         "--compile",
@@ -218,6 +220,38 @@ def detector_options(args: argparse.Namespace) -> dict[str, Any]:
         "proposals": args.proposals,
         "compiled": args.compile,
     }
+
+
+def known_teacher_ap(args: argparse.Namespace, val_fingerprint: str) -> float | None:
+    """Print and return a teacher's validation AP, 0..1, from the JSON beside its weights.
+
+    None if the JSON is of other weights, or if the AP was measured on other frames or labels, at
+    another image size or precision.
+    """
+    file = args.teacher
+    known = read_settings(file)
+    here = {
+        "sha256": sha256_of(file),
+        "val_fingerprint": val_fingerprint,
+        "min_size": args.min_size,
+        "max_size": args.max_size,
+        "amp": args.amp,
+    }
+    measured = {**known.get("arguments", {}), **known}
+    if any(measured.get(name) != value for name, value in here.items()):
+        print(
+            f"teacher: val AP not known here; python test.py --weights {file} --data {args.data} "
+            f"--lists {args.val_list} measures it"
+        )
+        return None
+    ap = known["val"]["AP"]
+    print(f"teacher: val AP {ap:.4f} (epoch {known['epoch']} of {file})")
+    if ap <= 0.01:
+        warn(
+            "a teacher with an AP near 0 has nothing to teach: check --teacher, --data, --val-list "
+            "and the image size it was trained at"
+        )
+    return ap
 
 
 def seed_everything(*seeds: int) -> int:

@@ -6,7 +6,7 @@
     python visualize.py --features weights/teacher.pth weights/cmkd_adv.pth --frame NAME
 
 --compare draws a row for each frame: the ground truth on a gated slice, then what each network
-finds. Frames in which students find people whom the baseline misses come first. The first RGB
+finds. Frames in which students find people that the baseline misses come first. The first RGB
 weights are the baseline, other RGB weights students. docs/pictures.md shows all four.
 """
 
@@ -16,15 +16,17 @@ from pathlib import Path
 from PIL import Image
 
 from cmkd.evaluation.metrics import Results
+from cmkd.evaluation.options import add_draws
 from cmkd.evaluation.pipeline import (
     compare_lists,
     detect_lists,
     evaluate_lists,
     load_comparable,
+    load_rgb_detector,
     read_datasets,
     refuse_duplicates,
+    roles,
     short_names,
-    titles,
     with_conditions,
 )
 from cmkd.evaluation.tables import comparison_rows, comparison_title, metrics_tables
@@ -33,16 +35,15 @@ from cmkd.runtime.command_line import at_least, non_negative_float
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, refuse_unwritable, save_text
 from cmkd.runtime.hardware import versions
-from cmkd.runtime.weights import WeightsError
-from cmkd.viewing.any_pictures import annotate_pictures
+from cmkd.viewing.annotate_pictures import annotate_pictures
 from cmkd.viewing.contact_sheet import save_picture
 from cmkd.viewing.curves import draw_curves
-from cmkd.viewing.drawing import LEGEND
+from cmkd.viewing.drawing import OUTCOME_LEGEND
 from cmkd.viewing.feature_maps import feature_sheet
 from cmkd.viewing.gallery import Gallery, describe_limits, make_gallery
 from cmkd.viewing.html_page import html_page
 from dataset import SeeingThroughFog
-from models import Detector, load_detector
+from models import Detector
 from utils import NetworkParser
 
 DEFAULT_OUT = {
@@ -83,12 +84,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="with --compare: also one page with tables by condition, the frames and the settings",
     )
-    parser.add_argument(
-        "--draws",
-        type=at_least(1),
-        default=1000,
-        help="with --html: bootstrap samples for the intervals (default: 1000)",
-    )
+    add_draws(parser, "with --html: ")
     parser.add_argument(
         "--seed",
         type=at_least(0),
@@ -119,14 +115,13 @@ def write_gallery(args: argparse.Namespace) -> None:
     """--compare: the frames in which the networks disagree most, and the page."""
     for file in filter(None, (args.out, args.html)):
         refuse_unwritable(file)
-    detectors, classes, ignore = load_comparable(args.compare, None, None, None, None)
-    frames = SeeingThroughFog(args.data, args.list, "rgb+gated", classes, ignore)
+    detectors, classes, ignore = load_comparable(args.compare)
+    dataset = SeeingThroughFog(args.data, args.list, "rgb+gated", classes, ignore)
     datasets = read_datasets(args.data, [args.list], detectors, classes, ignore)
     found = detect_lists(detectors, datasets, args.batch_size, args.workers, args.device, args.amp)
     results = found[args.list]
-    rgb = [title for title, detector in detectors.items() if detector.settings["channels"] == 3]
-    baseline, students = (rgb or list(detectors))[0], rgb[1:]
-    gallery = make_gallery(frames, results, args.score, baseline, students)
+    baseline, _, students = roles(detectors)
+    gallery = make_gallery(dataset, results, args.score, baseline, students)
     save_and_print(gallery.sheet(args.frames), args.out)
     if args.html:
         write_page(args, gallery, detectors, results)
@@ -144,9 +139,9 @@ def write_page(
     )
     tables = {}
     if len(detectors) > 1:
-        comparisons, baseline = compare_lists(detectors, truths, found, args.draws, args.seed)
+        comparisons = compare_lists(detectors, truths, found, args.draws, args.seed)
         tables = {
-            comparison_title(name, truths[name]): comparison_rows(comparison, baseline)
+            comparison_title(name, truths[name]): comparison_rows(comparison, gallery.baseline)
             for name, comparison in comparisons.items()
         }
     tables |= metrics_tables(evaluate_lists(truths, found), truths)
@@ -157,7 +152,7 @@ def write_page(
         tables,
         rows,
         gallery.columns,
-        LEGEND,
+        OUTCOME_LEGEND,
     )
     save_text(text, args.html)
     print(f"{args.html}: {len(rows)} frames, {len(text) / 1e6:.1f} MB")
@@ -188,14 +183,8 @@ def annotate_images(args: argparse.Namespace) -> None:
     """--images: ordinary pictures with what an RGB network finds."""
     if not args.weights:
         raise UserError("--images needs the --weights of an RGB student")
-    detectors, classes, _ = load_comparable([args.weights], None, None, None, None)
-    [detector] = detectors.values()
-    if detector.settings["channels"] != 3:
-        raise WeightsError(
-            f"{args.weights} needs gated slices, which ordinary pictures do not have: pass an RGB "
-            "student"
-        )
-    detector.to(args.device).eval()
+    detector, classes = load_rgb_detector(args.weights)
+    detector.to(args.device)
     names = ["+".join(group) for group in class_groups(classes)]
     least_score = 0.5 if args.score is None else args.score
     annotate_pictures(detector, names, args.images, args.out, least_score, args.amp)
@@ -204,12 +193,10 @@ def annotate_images(args: argparse.Namespace) -> None:
 def write_features(args: argparse.Namespace) -> None:
     """--features: the pyramids of several networks on one frame."""
     refuse_unwritable(args.out)
-    refuse_duplicates(args.features)
-    detectors = {
-        title: load_detector(file).to(args.device).eval()
-        for title, file in zip(titles(args.features), args.features, strict=True)
-    }
-    dataset = SeeingThroughFog(args.data, args.list, "rgb+gated")
+    detectors, classes, ignore = load_comparable(args.features)
+    for detector in detectors.values():
+        detector.to(args.device).eval()
+    dataset = SeeingThroughFog(args.data, args.list, "rgb+gated", classes, ignore)
     if not args.frame:
         with_boxes = (index for index, objects in enumerate(dataset.objects) if objects)
         index = next(with_boxes, 0)

@@ -8,20 +8,19 @@ weights and on its frames, with --amp and with --no-amp, with several seeds: the
 of each run. Then the demo's own weights, tested both ways.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.measure import run_script
+from cmkd.evaluation.options import add_json
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.failures import run
-from cmkd.runtime.files import REPOSITORY, UserError, read_json
+from cmkd.runtime.files import UserError, read_json
 from cmkd.study.jobs import option_words
 from cmkd.study.report import NETWORKS
 from reproduce import PRESETS
@@ -30,16 +29,6 @@ PRECISIONS = {"float32": "--no-amp", "bfloat16": "--amp"}
 METHODS = ("teacher", "cmkd_mse")
 TEST_LIST = "test_night"
 NOT_WRITTEN = "the script that writes it failed"
-
-
-def run_script(script: str, arguments: list[str]) -> None:
-    """Run a script on one thread, because two run side by side."""
-    subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *arguments],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def train(demo: Path, method: str, precision: str, seed: int, out: Path) -> float:
@@ -54,7 +43,7 @@ def train(demo: Path, method: str, precision: str, seed: int, out: Path) -> floa
     ]
     if method.startswith("cmkd"):
         arguments += option_words(teacher=demo / "seed0/teacher.pth")
-    run_script(f"train_{method}.py", arguments)
+    run_script(f"train_{method}.py", arguments, threads=1)  # two run side by side
     return read_json(out / f"{method}.json", NOT_WRITTEN)["val"]["AP"]
 
 
@@ -62,7 +51,7 @@ def test_ap(demo: Path, network: str, precision: str, file: Path) -> float:
     """Test one of the demo's networks; its AP, 0..1. `file` is for the numbers."""
     weights = demo / f"seed0/{network}.pth"
     arguments = option_words(weights=weights, data=demo / "data", lists=TEST_LIST, json=file)
-    run_script("test.py", [*arguments, PRECISIONS[precision]])
+    run_script("test.py", [*arguments, PRECISIONS[precision]], threads=1)
     return read_json(file, NOT_WRITTEN)["metrics"][TEST_LIST][network]["AP"]
 
 
@@ -84,9 +73,7 @@ def main() -> None:
         "--demo", type=Path, default=Path("runs/demo"), help="folder of `make demo`"
     )
     parser.add_argument("--seeds", type=at_least(1), default=3, help="default: 3")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the numbers, and the tables beside them"
-    )
+    add_json(parser)
     args = parser.parse_args()
     if not (args.demo / "seed0/cmkd_adv.pth").is_file():
         raise UserError(
@@ -110,15 +97,9 @@ def main() -> None:
             for precision in PRECISIONS:
                 file = Path(folder) / "scores.json"
                 tested[name][precision] = test_ap(args.demo, name, precision, file)
-    trained_rows = [
-        [
-            "trained",
-            "val AP, float32 (by seed)",
-            "val AP, bfloat16 (by seed)",
-            "difference ± standard error",
-        ],
-        *(training_row(method, aps) for method, aps in trained.items()),
-    ]
+    columns = [f"val AP, {precision} (by seed)" for precision in PRECISIONS]
+    trained_rows = [["trained", *columns, "difference ± standard error"]]
+    trained_rows += [training_row(method, aps) for method, aps in trained.items()]
     tested_rows = [["the same weights, test AP", *PRECISIONS]]
     for name, aps in tested.items():
         tested_rows.append([name, *(f"{100 * ap:.2f}" for ap in aps.values())])

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import simulate
+from cmkd.evaluation.options import add_json
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.frames.cache import resize, training_size
 from cmkd.runtime.command_line import OneLineParser, at_least
@@ -55,7 +56,7 @@ def measure_rates(data: Path, frames: int, rounds: int) -> dict[str, list[float]
             frames_per_second(lambda index: resize(plain[index][0], SIZE), frames)
         )
         cached = SeeingThroughFog(data, "train_night")
-        cached.decode_once("disk", MIN_SIZE, MAX_SIZE)
+        cached.use_cache("disk", MIN_SIZE, MAX_SIZE)
         rates["first pass"].append(frames_per_second(cached.__getitem__, frames))
         rates["cached"].append(frames_per_second(cached.__getitem__, frames))
         cached.cache.file.unlink()
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=at_least(1), default=5, help="turns; the median counts (default: 5)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    add_json(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.measure import Side, simulate, take_turns
+from benchmarks.measure import Side, add_device, add_turns, simulate, take_turns
 from benchmarks.reference import PlainDetector
 from cmkd.evaluation.metrics import Results, coco_metrics
+from cmkd.evaluation.options import add_json
 from cmkd.evaluation.predict import predict, to_coco_results
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.frames.annotations import DEFAULT_CLASSES
@@ -31,7 +32,6 @@ from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.weights import read_settings
 from dataset import MODALITY_OF, SeeingThroughFog, make_loader
 from models import Detector, load_detector
-from utils import device
 
 AIM = 1.8
 PLAIN_SETTINGS = (
@@ -139,17 +139,9 @@ def parse_arguments() -> argparse.Namespace:
         "--frames", type=at_least(1), default=16, help="simulated frames (default: 16)"
     )
     parser.add_argument("--batch-size", type=at_least(1), default=4, help="ours (default: 4)")
-    parser.add_argument(
-        "--turns", type=at_least(1), default=3, help="passes; the median counts (default: 3)"
-    )
-    parser.add_argument(
-        "--device",
-        type=device,
-        default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the numbers, and the table beside them"
-    )
+    add_turns(parser, 3)
+    add_device(parser)
+    add_json(parser)
     return parser.parse_args()
 
 

@@ -10,17 +10,16 @@ half of it.
 import argparse
 import itertools
 import statistics
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.measure import timed
+from benchmarks.measure import add_device, timed
+from cmkd.evaluation.options import add_json
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime import hardware
 from cmkd.runtime.command_line import OneLineParser, at_least
 from models import Detector
-from utils import device
 
 WARM_UP_CALLS = 2
 HEADING = ["size, px", "batch", "computed in", "median, ms", "longest, ms", "img/s"]
@@ -48,14 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=at_least(1), default=10, help="timed calls of each case (default: 10)"
     )
-    parser.add_argument(
-        "--device",
-        type=device,
-        default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures, and the table beside them"
-    )
+    add_device(parser)
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -73,15 +66,8 @@ def main() -> None:
             detect_and_fetch(*call)
         seconds = sorted(timed(detect_and_fetch, *call)[0] for _ in range(args.rounds))
         median = statistics.median(seconds)
-        results.append(
-            {
-                "min_size": size,
-                "batch": batch,
-                "bfloat16": amp,
-                "seconds": seconds,
-                "median": median,
-            }
-        )
+        result = {"min_size": size, "batch": batch, "bfloat16": amp}
+        results.append({**result, "seconds": seconds, "median": median})
         milliseconds = [f"{1000 * median:.0f}", f"{1000 * seconds[-1]:.0f}"]
         computed_in = "bfloat16" if amp else "float32"
         rows.append([size, batch, computed_in, *milliseconds, f"{batch / median:.2f}"])

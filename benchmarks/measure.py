@@ -1,7 +1,9 @@
 """What benchmarks share: simulated frames of the published size, processes that take turns."""
 
+import argparse
 import contextlib
 import multiprocessing
+import os
 import resource
 import subprocess
 import sys
@@ -14,16 +16,54 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cmkd.runtime.command_line import at_least
 from cmkd.runtime.files import REPOSITORY
 from cmkd.study.jobs import option_words
+from utils import usable_device
+
+PUBLISHED_SIZE = "1280x768"  # px of the stored frames
 
 
-def simulate(folder: Path, frames: int, size: str = "1280x768", val: int = 1) -> Path:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device, by default a GPU if there is one."""
+    parser.add_argument(
+        "--device",
+        type=usable_device,
+        default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        help="default: cuda if there is one",
+    )
+
+
+def add_turns(parser: argparse.ArgumentParser, turns: int) -> None:
+    """--turns, for `take_turns`."""
+    parser.add_argument(
+        "--turns",
+        type=at_least(1),
+        default=turns,
+        help=f"turns that count; their median does (default: {turns})",
+    )
+
+
+def simulate(folder: Path, frames: int, size: str = PUBLISHED_SIZE, val: int = 1) -> Path:
     """Make a prepared folder of night frames: `frames` in `train_night`, `val` in `val_night`."""
-    options = option_words(out=folder, size=size, frames=[frames, val, 1])
-    command = [sys.executable, REPOSITORY / "make_synthetic.py", *options]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    run_script("make_synthetic.py", option_words(out=folder, size=size, frames=[frames, val, 1]))
     return folder
+
+
+def run_script(
+    script: str, arguments: list[str], threads: int | None = None, launcher: tuple[str, ...] = ()
+) -> None:
+    """Run a script of the repository without its output, by default on as many threads as it likes.
+
+    `launcher` is what starts it, if it is not Python alone.
+    """
+    environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    subprocess.run(
+        [sys.executable, *launcher, str(REPOSITORY / script), *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
 
 
 class Side:

@@ -7,19 +7,16 @@ those of the second epoch in its log. One thing varies at a time; the others are
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.measure import simulate
+from benchmarks.measure import run_script, simulate
+from cmkd.evaluation.options import add_json
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime.command_line import OneLineParser, at_least, cores
-from cmkd.runtime.files import REPOSITORY
 from cmkd.study.jobs import option_words
 
 USUAL = {"frames": 32, "min_size": 192, "batch": 4, "rois": 512, "processes": 1}
@@ -40,9 +37,9 @@ def train(data: Path, out: Path, case: dict[str, int], device: str) -> dict[str,
     frames, processes = case["frames"], case["processes"]
     names = (data / "train_night.txt").read_text(encoding="utf-8").splitlines()[:frames]
     (data / f"first_{frames}.txt").write_text("\n".join(names), encoding="utf-8")
-    launcher = []
+    launcher = ()
     if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
     options = option_words(
         data=data,
         train_list=f"first_{frames}",
@@ -58,12 +55,7 @@ def train(data: Path, out: Path, case: dict[str, int], device: str) -> dict[str,
         out=out,
         run_dir=out,
     )
-    subprocess.run(
-        [sys.executable, *launcher, REPOSITORY / "train_baseline.py", *options],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // processes))},
-    )
+    run_script("train_baseline.py", options, max(1, cores() // processes), launcher)
     return json.loads((out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
 
@@ -73,9 +65,7 @@ def main() -> None:
         "--val-frames", type=at_least(1), default=16, help="validation frames (default: 16)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the numbers, and the tables beside them"
-    )
+    add_json(parser)
     args = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {}
     with (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cmkd.runtime.command_line import OneLineParser
 from cmkd.runtime.files import REPOSITORY, save_json
-from cmkd.simulator.planning import plan_frames
+from cmkd.simulator.rendering import plan_frames
 from make_synthetic import DEFAULT_MIX, IMAGE_FOLDERS, LABEL_FOLDER, write_frame
 
 AIMS = {(1280, 768): 3.0, (256, 160): 30.0}  # frames/s

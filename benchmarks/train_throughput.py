@@ -33,17 +33,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import engine
-from benchmarks.measure import Side, peak_flops, simulate, timed
+from benchmarks.measure import (
+    PUBLISHED_SIZE,
+    Side,
+    add_device,
+    add_turns,
+    peak_flops,
+    simulate,
+    take_turns,
+    timed,
+)
 from benchmarks.reference import PlainDetector, PlainTraining
+from cmkd.evaluation.options import add_json
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime import hardware
 from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.failures import StopRequest
+from cmkd.study.jobs import option_words
 from dataset import SeeingThroughFog, make_loader
 from models import Detector, build_discriminators
 from train_cmkd_adv import domain_bce
 from train_cmkd_mse import feature_mse
-from utils import device
 
 METHODS = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")
 AIMS = {
@@ -53,17 +63,19 @@ AIMS = {
 PARTS = ("data", "transfer", "teacher", "forward", "backward", "optimizer", "other")
 
 
-def save_starting_weights(channels: int, args: argparse.Namespace, file: Path) -> None:
-    """Random weights with a frozen norm, as the published start has one.
+def write_inputs(args: argparse.Namespace, folder: Path) -> None:
+    """Simulate the frames of a turn, and save random weights with a frozen norm, as published.
 
     The last norm of each block is scaled down: activations would double from block to block.
     """
-    state = Detector(channels, 2, args.backbone, "frozen").state_dict()
+    simulate(folder / "data", args.batch_size * args.steps, args.size)
     last_norm = "bn2.weight" if args.backbone in ("resnet18", "resnet34") else "bn3.weight"
-    for name in state:
-        if name.endswith(last_norm):
-            state[name].fill_(0.2)
-    torch.save(state, file)
+    for channels in (3, 6):
+        state = Detector(channels, 2, args.backbone, "frozen").state_dict()
+        for name in state:
+            if name.endswith(last_norm):
+                state[name].fill_(0.2)
+        torch.save(state, folder / f"{channels}.pth")
 
 
 class Ours:
@@ -76,16 +88,10 @@ class Ours:
         start = ["--init", folder / f"{channels}.pth", "--stem", "inflate", "--lr", 1e-5]
         if "cmkd" in method:
             start += ["--teacher", folder / "6.pth"]
-        data = ["--data", folder / "data", "--cache", "ram", "--batch-size", args.batch_size]
-        network = [
-            "--backbone",
-            args.backbone,
-            "--min-size",
-            args.min_size,
-            "--device",
-            args.device,
-        ]
-        sys.argv = [script.__file__, *map(str, [*data, *network, *start, *options])]
+        start += ["--data", folder / "data", "--cache", "ram"]
+        for name in ("backbone", "min_size", "batch_size", "rois", "workers", "device"):
+            start += option_words(**{name: getattr(args, name)})
+        sys.argv = [script.__file__, *map(str, [*start, *options])]
         with patch.object(script, "fit", self.take), contextlib.redirect_stdout(None):
             script.main()
 
@@ -170,11 +176,12 @@ class Published:
     def __init__(self, method: str, args: argparse.Namespace, folder: Path) -> None:
         modality = "rgb" if method == "baseline" else "rgb+gated"
         dataset = SeeingThroughFog(folder / "data", "train_night", modality)
-        workers = hardware.loader_processes()
-        self.loader = make_loader(dataset, args.batch_size, workers, shuffle=True)
+        self.loader = make_loader(dataset, args.batch_size, args.workers, shuffle=True)
 
         def network(channels: int) -> PlainDetector:
-            detector = PlainDetector(channels, args.backbone, min_size=args.min_size)
+            detector = PlainDetector(
+                channels, args.backbone, min_size=args.min_size, rois=args.rois
+            )
             file = folder / f"{channels}.pth"
             detector.load_state_dict(torch.load(file, weights_only=True))
             return detector.to(args.device)
@@ -183,8 +190,9 @@ class Published:
         if method in ("teacher", "baseline"):
             self.training = PlainTraining(detector, 1e-5)
         elif method == "cmkd_mse":
-            loss = partial(weighted_mse, weight=0.5)
-            self.training = PlainTraining(detector, 1e-5, network(6), "kd_mse", loss)
+            self.training = PlainTraining(
+                detector, 1e-5, network(6), "kd_mse", lambda *features: 0.5 * feature_mse(*features)
+            )
         else:
             adversary = build_discriminators().to(args.device)
             loss = partial(domain_bce, adversary, weight=0.3)
@@ -194,11 +202,6 @@ class Published:
         """An epoch."""
         for images, targets in self.loader:
             self.training.step(images, targets)
-
-
-def weighted_mse(student: dict[str, Tensor], teacher: dict[str, Tensor], weight: float) -> Tensor:
-    """CMKD-MSE's loss as it enters the sum."""
-    return weight * feature_mse(student, teacher)
 
 
 def measure_method(
@@ -211,15 +214,11 @@ def measure_method(
         "published": Side(partial(Published, method, args, folder)),
         "ours": Side(partial(Ours, method, args, folder, *options)),
     }
-    seconds_of = {name: [] for name in sides}
-    for _ in range(1 + args.turns):
-        for name, side in sides.items():
-            seconds_of[name].append(side.ask("turn")[0])
-            bar.update()
+    seconds_of, _ = take_turns(sides, args.turns, bar)
     _, by_part = sides["ours"].ask("seconds_by_part")
     _, operations = sides["ours"].ask("operations")
     memory = {name: side.end() for name, side in sides.items()}
-    rates = {name: [frames / one for one in values[1:]] for name, values in seconds_of.items()}
+    rates = {name: [frames / one for one in values] for name, values in seconds_of.items()}
     median = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "rates": rates,
@@ -278,20 +277,21 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50", help="default: resnet50")
     parser.add_argument("--min-size", type=at_least(1), default=500, help="default: 500")
     parser.add_argument("--batch-size", type=at_least(1), default=4, help="default: 4")
+    parser.add_argument("--rois", type=at_least(1), default=512, help="default: 512")
     parser.add_argument("--steps", type=at_least(1), default=1, help="steps in a turn (default: 1)")
-    parser.add_argument(
-        "--turns",
-        type=at_least(1),
-        default=3,
-        help="turns that count; their median does (default: 3)",
-    )
+    add_turns(parser, 3)
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
     parser.add_argument(
-        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
+        "--size", default=PUBLISHED_SIZE, help=f"of the frames (default: {PUBLISHED_SIZE})"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures, and the tables beside them"
+        "--workers",
+        type=at_least(0),
+        default=hardware.loader_processes(),
+        help="loader processes of each side (default: as the train scripts)",
     )
+    add_device(parser)
+    add_json(parser)
     args = parser.parse_args()
     ceiling = peak_flops(args.device, torch.bfloat16)
     results = {}
@@ -299,26 +299,18 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         tqdm(total=len(args.methods) * 2 * (1 + args.turns), unit="turn", disable=None) as bar,
     ):
-        simulate(Path(folder) / "data", args.batch_size * args.steps)
-        for channels in (3, 6):
-            save_starting_weights(channels, args, Path(folder) / f"{channels}.pth")
+        write_inputs(args, Path(folder))
         for method in args.methods:
             bar.set_description(method)
             results[method] = measure_method(method, args, Path(folder), bar)
+    settings = ("backbone", "min_size", "batch_size", "steps", "compile")
     figures = {
-        name: getattr(args, name)
-        for name in ("backbone", "min_size", "batch_size", "steps", "compile")
+        "results": results,
+        "ceiling_flops": ceiling,
+        **{name: getattr(args, name) for name in settings},
+        "threads": os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()),
     }
-    print_and_save(
-        throughput_tables(results, ceiling),
-        {
-            "results": results,
-            "ceiling_flops": ceiling,
-            **figures,
-            "threads": os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()),
-        },
-        args.json,
-    )
+    print_and_save(throughput_tables(results, ceiling), figures, args.json)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from torchvision.ops import FrozenBatchNorm2d
 from tqdm import tqdm
 
 import train_cmkd_mse
-from benchmarks.measure import Side, simulate, take_turns
-from benchmarks.train_throughput import Ours, save_starting_weights
+from benchmarks.measure import PUBLISHED_SIZE, Side, add_device, add_turns, take_turns
+from benchmarks.train_throughput import Ours, write_inputs
+from cmkd.evaluation.options import add_json
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime import hardware
-from cmkd.runtime.command_line import OneLineParser, at_least
+from cmkd.runtime.command_line import OneLineParser
 from models import LEVELS, FrozenNorm
-from utils import device
 
 # Name -> (options of the train script that switch it, whether it is used by default).
 OPTIMISATIONS = {
@@ -113,27 +113,18 @@ def main() -> None:
         default=list(OPTIMISATIONS),
         help="default: all",
     )
-    parser.add_argument(
-        "--turns", type=at_least(1), default=2, help="turns; their median counts (default: 2)"
-    )
-    parser.add_argument(
-        "--device",
-        type=device,
-        default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the numbers, and the table beside them"
-    )
+    add_turns(parser, 2)
+    add_device(parser)
+    add_json(parser)
     args = parser.parse_args()
-    args.backbone, args.min_size, args.batch_size = "resnet50", 500, 4
+    args.backbone, args.min_size, args.batch_size, args.steps = "resnet50", 500, 4, 1
+    args.rois, args.size, args.workers = 512, PUBLISHED_SIZE, hardware.loader_processes()
     results = {}
     with (
         tempfile.TemporaryDirectory() as folder,
         tqdm(total=len(args.measures) * 2 * (1 + args.turns), unit="turn", disable=None) as bar,
     ):
-        simulate(Path(folder) / "data", args.batch_size)
-        for channels in (3, 6):
-            save_starting_weights(channels, args, Path(folder) / f"{channels}.pth")
+        write_inputs(args, Path(folder))
         for name in args.measures:
             bar.set_description(name)
             results[name] = time_optimisation(name, args, Path(folder), bar)

@@ -1,1 +1,1 @@
-"""The workshop behind the scripts: six rooms, one subject each."""
+"""What the scripts share, one subpackage per subject."""

@@ -19,6 +19,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 True True -1 -1"
+# Scripts that run in the tests' process.
+IN_PROCESS = ("train_", "test.py", "visualize.py", "export.py", "check_data.py")
 NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")  # of train scripts
 TINY = [
     "--backbone",
@@ -66,12 +68,11 @@ def run_script(script, *arguments, expect=0):
     file itself, as `__main__`, with these arguments, and its output is caught.
     """
     command = [str(ROOT / script), *map(str, arguments)]
-    if str(script).startswith(("train_", "test.py", "visualize.py", "export.py")):
+    if str(script).startswith(IN_PROCESS):
         done = run_here(command)
     else:
-        if (
-            "/" in str(script) and not Path(script).is_absolute()
-        ):  # of a package: its modules are run by their dotted name
+        if "/" in str(script) and not Path(script).is_absolute():
+            # A module of a package is run by its dotted name.
             command[:1] = ["-m", str(Path(script).with_suffix("")).replace("/", ".")]
         done = subprocess.run(
             [sys.executable, *command],

@@ -127,6 +127,13 @@ def test_seeds_are_pooled():
     )
 
 
+def test_unequal_numbers_of_trainings_are_an_error():
+    content, results = random_case(2, 4)
+    runs = {"baseline": [results, results], "student": [results]}
+    with pytest.raises(ValueError, match="'baseline': 2, 'student': 1"):
+        compare_detectors(content, runs, "baseline", None, 2)
+
+
 def test_trainings_are_sampled_in_pairs():
     """Trainings that differ make the interval wide; a student equal to its seed's baseline differs
     by nothing."""

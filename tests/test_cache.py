@@ -1,12 +1,15 @@
 """The cache of frames at training size: the same pixels, whatever is stored or damaged."""
 
 import json
+import os
+import tempfile
 
 import pytest
 import torch
 from conftest import label_line, train, write_frame
 from PIL import Image
 
+from cmkd.frames import cache
 from cmkd.frames.cache import resize, training_size
 from cmkd.runtime.files import UserError
 from dataset import SeeingThroughFog, make_loader
@@ -15,7 +18,7 @@ from models import Detector
 
 def cached(root, kind="disk", min_size=64, flip=False):
     dataset = SeeingThroughFog(root, "train_night", flip=flip)
-    dataset.decode_once(kind, min_size, 1333)
+    dataset.use_cache(kind, min_size, 1333)
     return dataset
 
 
@@ -52,6 +55,20 @@ def test_the_resize_is_the_detectors_to_half_a_grey_level(height, width, min_siz
     assert batch.image_sizes == again.image_sizes == [tuple(small.shape[-2:])]
     grey_levels = torch.tensor(transform.image_std)[:, None, None] * 255  # per normalised unit
     assert ((batch.tensors - again.tensors)[0] * grey_levels).abs().max() < 0.51
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_caches_work_without_linux(frames, tmp_path, monkeypatch, kind):
+    """macOS has neither /dev/shm nor os.posix_fallocate."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(cache, "MEMORY_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    plain, kept = SeeingThroughFog(frames, "train_night"), cached(frames, kind, min_size=96)
+    assert kept.cache.file.parent == (
+        tmp_path / "temporary" if kind == "ram" else frames / ".cache"
+    )
+    assert all(torch.equal(kept[1][0], plain[1][0]) for _ in range(2))
+    assert torch.equal(kept.cache.load(1), plain[1][0])
 
 
 def test_after_the_first_pass_nothing_is_decoded(frames, monkeypatch):
@@ -94,7 +111,7 @@ def test_flips_follow_the_cache(frames):
 
 def test_what_cannot_be_kept(frames):
     with pytest.raises(UserError, match=r"--cache disk needs \d+.* GB and .* has .* GB"):
-        SeeingThroughFog(frames, "train_night").decode_once("disk", 1_000_000, 2_000_000)
+        SeeingThroughFog(frames, "train_night").use_cache("disk", 1_000_000, 2_000_000)
     write_frame(frames, "c", (320, 192), label_line())
     (frames / "train_night.txt").write_text("a\nc\n")
     with pytest.raises(UserError, match="needs frames of one size, and .*train_night.txt has 2"):

@@ -13,7 +13,7 @@ from check_data import SHEET_ROWS
 from cmkd.frames.layout import GATED_FOLDERS
 from cmkd.runtime.files import UserError
 from cmkd.viewing.contact_sheet import GAP, HEADING_LINE, TITLE_LINE
-from cmkd.viewing.frame_sheet import COLOUR_OF, TILE_WIDTH, choose_frames
+from cmkd.viewing.frame_sheet import COLOUR_OF_VISIBILITY, FRAME_TILE_WIDTH, choose_frames
 from dataset import SeeingThroughFog
 
 
@@ -363,16 +363,16 @@ def sheet_of(root, expect=0):
 def coloured_pixels(sheet):
     """How many pixels have the colour of people who are visible, not visible, not labelled."""
     pixels = np.asarray(sheet)
-    colours = [ImageColor.getrgb(COLOUR_OF[visible]) for visible in (True, False, None)]
+    colours = [ImageColor.getrgb(COLOUR_OF_VISIBILITY[visible]) for visible in (True, False, None)]
     return np.array([(pixels == colour).all(axis=2).sum() for colour in colours])
 
 
 def test_sheet_has_a_row_for_each_readable_frame(drives):
     (drives / "gated0" / "one_1.png").write_bytes(b"")
-    row_height = TITLE_LINE + TILE_WIDTH * 96 // 160 + GAP
+    row_height = TITLE_LINE + FRAME_TILE_WIDTH * 96 // 160 + GAP
     heading_and_legend = 2 * HEADING_LINE + TITLE_LINE
     sheet = sheet_of(drives, expect=2)
-    assert sheet.size == (4 * (TILE_WIDTH + GAP) + GAP, 5 * row_height + heading_and_legend)
+    assert sheet.size == (4 * (FRAME_TILE_WIDTH + GAP) + GAP, 5 * row_height + heading_and_legend)
 
 
 def test_sheet_colours_say_who_is_visible(frames):

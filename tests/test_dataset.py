@@ -271,7 +271,10 @@ BAD_INPUT = {
         "gated0/a.png has 16 bits and values up to 4095",
     ),
     "column count": (add_label("Pedestrian 0 0 -1 1 2 3\n"), "a.txt:2: 7 columns"),
-    "no number": (add_label(label_line(box=("x", 1, 2, 3))), "a.txt:2: columns 5-8"),
+    "no number": (
+        add_label(label_line(box=("x", 1, 2, 3))),
+        "a.txt:2: columns 4-7 (counted from 0)",
+    ),
     "NaN box": (add_label(label_line(box=("nan", 1, 2, 3))), "a.txt:2: box nan"),
     "swapped corners": (add_label(label_line(box=(9, 1, 2, 3))), "a.txt:2: box 9"),
 }
@@ -346,6 +349,17 @@ def test_ignore_regions_come_last_with_label_0(tmp_path, ignore, labels):
     assert [one["iscrowd"] for one in dataset.ground_truth()["annotations"]] == target[
         "iscrowd"
     ].tolist()
+
+
+def test_ignore_takes_patterns(tmp_path):
+    write_frame(tmp_path, "a", labels=label_line() + label_line("Deer_far"))
+    (tmp_path / "one.txt").write_text("a")
+    labels = SeeingThroughFog(tmp_path, "one", ignore=["Deer*"])[0][1]["labels"]
+    assert labels.tolist() == [1, 0]
+    with pytest.raises(
+        UserError, match=r"--ignore: no label in .* is 'Moose\*'; they have: Deer_far"
+    ):
+        SeeingThroughFog(tmp_path, "one", ignore=["Deer*", "Moose*"])
 
 
 def test_an_ignore_region_is_a_crowd_of_every_category(tmp_path):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, epochs_of, train
+from conftest import ROOT, TINY, epochs_of, run_script, train
 from test_reliability import wait_for_saves
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -84,8 +84,11 @@ def test_evaluation_in_two_processes_equals_one(synthetic, tmp_path, pretrained,
     options += "--min-size 64 --max-size 128 --batch-size 1 --workers 0".split()
     for processes in (1, 2):
         detections, report = tmp_path / f"{processes}.json", tmp_path / f"{processes}.report.json"
-        files = ["--save-detections", detections, "--json", report]
-        run_in(processes, ROOT / "test.py", *options, *files)
+        command = ["test.py", *options, "--save-detections", detections, "--json", report]
+        if processes == 1:
+            run_script(*command)
+        else:
+            run_in(processes, ROOT / command[0], *command[1:])
         metrics = json.loads(report.read_text())["metrics"]
         results.append((json.loads(detections.read_text()), metrics))
     assert len(results[0][0]) > 20

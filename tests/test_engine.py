@@ -148,6 +148,19 @@ def test_a_cut_epoch_shifts_no_schedule(tmp_path, monkeypatch):
     assert rates == pytest.approx([0.001] + 12 * [1] + 3 * [0.1])
 
 
+def test_flips_differ_from_epoch_to_epoch(tmp_path, one_frame):
+    dataset = SeeingThroughFog(tmp_path, "train_night", "rgb", flip=True)
+    seen = []
+
+    class Watcher(Seer):
+        def forward(self, images):
+            seen.append(int(dataset.flip_seed))
+            return super().forward(images)
+
+    run_fit(dataset, tmp_path, Watcher(set()), epochs=3, patience=9)
+    assert len(set(seen)) == 3
+
+
 def test_resume_of_another_run_leaves_finished_weights(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     (tmp_path / "run").rename(tmp_path / "elsewhere")
@@ -383,7 +396,7 @@ def test_the_teacher_does_not_move(frames, tmp_path, method):
         make_loader(SeeingThroughFog(frames, "val_night", "rgb"), 2, 0),
         weights=tmp_path / "w/s.pth",
         settings={},
-        arguments={"epochs": 2, "lr": 0.01, "run_dir": tmp_path / "run"},
+        arguments={"epochs": 1, "lr": 0.01, "run_dir": tmp_path / "run"},
         also_trained=trained["discriminators"] if method == "adv" else None,
     )
     after = teacher.state_dict()

@@ -21,8 +21,11 @@ from cmkd.runtime.files import UserError
 from export import DROPPED, Deployable, deviation, drop, run_pytorch
 from models import Detector, load_detector
 
-# torchvision calls it.
-pytestmark = pytest.mark.filterwarnings("ignore:`create_unbacked_symint` is deprecated")
+pytestmark = [
+    pytest.mark.xdist_group("export"),  # its fixtures are built once
+    # torchvision calls it.
+    pytest.mark.filterwarnings("ignore:`create_unbacked_symint` is deprecated"),
+]
 CLASSES = ["Pedestrian,Pedestrian_is_group"]
 EXAMPLES = re.findall(
     r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL
@@ -386,7 +389,7 @@ def test_bad_input_is_one_line(student, synthetic, mixed, tmp_path, monkeypatch)
         (renamed, ["--out", renamed], "s.pt2 is the file of the weights: name another one"),
         (tmp_path / "no.pth", out, "no.pth is missing"),
         (tmp_path / "damaged.pth", out, "damaged.pth cannot be read as weights"),
-        (teacher, out, "takes 6 channels, and a car's camera gives three"),
+        (teacher, out, "needs gated slices, but this takes RGB alone: pass a student"),
     ):
         with pytest.raises(UserError) as caught:
             run_here(monkeypatch, "--data", synthetic, "--weights", weights, *arguments)

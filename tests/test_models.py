@@ -509,7 +509,7 @@ def test_what_lies_on_an_ignore_region_is_no_background():
         [[10.0, 10, 30, 60], [70, 10, 90, 50], [40, 10, 70, 50], [50, 10, 80, 50], [0, 60, 20, 90]]
     )
     # the person, inside, a third inside, two thirds inside, outside
-    detector.rpn.regions = detector.roi_heads.regions = [1]
+    detector.rpn.ignored_counts = detector.roi_heads.ignored_counts = [1]
     [anchor_labels], [matched] = detector.rpn.assign_targets_to_anchors(
         [boxes], [target_of(PERSON, REGION)]
     )
@@ -542,13 +542,13 @@ def test_training_knows_the_ignore_regions_of_each_frame(told):
     if told:
         targets = [{**target, "iscrowd": (target["labels"] == 0).long()} for target in targets]
     detector([torch.rand(3, 96, 160) for _ in range(3)], targets)
-    assert detector.rpn.regions == detector.roi_heads.regions == [2, 0, 0]
+    assert detector.rpn.ignored_counts == detector.roi_heads.ignored_counts == [2, 0, 0]
 
 
 def test_a_person_on_an_ignore_region_is_trained():
     detector = build_detector(3, 2, "resnet18", "none")
     person = (1, [70, 10, 90, 50])
-    detector.rpn.regions = [1]
+    detector.rpn.ignored_counts = [1]
     [labels], _ = detector.rpn.assign_targets_to_anchors(
         [torch.tensor([person[1]]).float()], [target_of(person, REGION)]
     )
@@ -566,7 +566,7 @@ def test_frames_with_ignore_regions_alone_give_finite_losses(regions):
 def test_a_frame_that_is_ignored_whole_trains_nothing_beside_another():
     detector = build_detector(3, 2, "resnet18", "none")
     boxes = torch.tensor([[70.0, 10, 90, 50], [80.0, 20, 100, 60]])
-    detector.rpn.regions = [1, 0]
+    detector.rpn.ignored_counts = [1, 0]
     labels, _ = detector.rpn.assign_targets_to_anchors(
         [boxes, boxes], [target_of(REGION), target_of()]
     )

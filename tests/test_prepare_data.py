@@ -11,11 +11,19 @@ from conftest import ROOT, TINY, run_here, run_script, the_error
 from PIL import Image, ImageDraw
 
 from cmkd.frames import raw_images, registration
-from cmkd.frames.layout import GATED_FOLDERS, recording
+from cmkd.frames.layout import GATED_FOLDERS, evenly_spaced, recording_of
 from cmkd.frames.tone import DAY_CURVE, NIGHT_CURVE, table_of_codes
 from cmkd.runtime.files import UserError
 from cmkd.runtime.parallel import parallel_map
-from prepare_data import CLEAR_LISTS, WEATHER_LISTS, Preparer, all_night, find_parts
+from prepare_data import (
+    CLEAR_LISTS,
+    WEATHER_LISTS,
+    Prepared,
+    Preparer,
+    all_night,
+    count_label_quirks,
+    find_parts,
+)
 
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 False True -1 -1"
 NAMES = [f"2018-02-0{day}_10-00-00_00{frame}00" for day in (1, 2, 3) for frame in (1, 2)]
@@ -181,13 +189,21 @@ def test_raw_images_are_developed_by_their_meta_file_and_rectified(tmp_path):
     with pytest.raises(UserError, match="^no daytime in its labeltool_labels file$"):
         preparer.rectified_rgb("a", "clear_night")
     del folders["meta"]
-    assert preparer.is_night("a", "snow_night")
-    assert not preparer.is_night("a", "clear_day")
+    assert preparer.needs_night_curve("a", "snow_night")
+    assert not preparer.needs_night_curve("a", "clear_day")
 
     raw_slice[:2] = 0
     expected = registration.warp(raw_slice, registration.rectifying_map(CALIBRATION.gated)) >> 2
     expected = Image.fromarray(expected.astype(np.uint8)).resize((1280, 768), Image.BILINEAR)
     np.testing.assert_array_equal(preparer.rectified_slice("gated0", "a"), expected)
+
+
+@pytest.mark.parametrize(
+    ("items", "count", "chosen"),
+    [("abcde", 3, "ace"), ("abcd", 3, "abd"), ("abc", 9, "abc"), ("abc", 1, "a"), ("", 3, "")],
+)
+def test_evenly_spaced(items, count, chosen):
+    assert evenly_spaced(list(items), count) == list(chosen)
 
 
 def test_all_night_puts_no_recording_in_two_splits():
@@ -205,7 +221,7 @@ def test_all_night_puts_no_recording_in_two_splits():
     homes = {}
     for split, frames in splits.items():
         for name in frames:
-            assert homes.setdefault(recording(name), split) == split
+            assert homes.setdefault(recording_of(name), split) == split
     assert sorted(name for frames in splits.values() for name in frames) == sorted(
         name for frames in official.values() for name in frames
     )
@@ -372,6 +388,33 @@ def test_the_report_has_what_was_found(download, prepared):
     assert copy.read_bytes() == (download / "gt_labels" / labels).read_bytes()
 
 
+def test_label_quirks_are_counted(tmp_path):
+    """A box beyond the image is left out, one across its edge is clipped; a group is named."""
+    (tmp_path / "gated_labels").mkdir()
+    lines = [
+        f"{kind} 0 0 -1 {box} {TAIL}\n"
+        for kind, box in (
+            ("Pedestrian", "0 0 1280 720"),
+            ("Pedestrian", "-5 0 9 9"),
+            ("PassengerCar", "1280 0 1290 9"),
+            ("Vehicle_is_group", "1 1 9 721"),
+            ("DontCare", "-1 -1 -1 -1"),
+            ("traffic light", "1 1 9 9"),
+        )
+    ]
+    (tmp_path / "gated_labels/a.txt").write_text("".join(lines))
+    (tmp_path / "gated_labels/b.txt").write_text("\n")
+    assert count_label_quirks(tmp_path, {"a", "b"}) == {
+        "empty files": 1,
+        "traffic lines, skipped": 1,
+        "boxes without area, skipped": 1,
+        "boxes partly outside, clipped": 2,
+        "boxes outside, left out": 1,
+        "Vehicle_is_group": 1,
+        "DontCare": 1,
+    }
+
+
 def test_prepared_frames_are_trained_on(prepared, tmp_path):
     folders = ("--data", prepared[0], "--out", tmp_path / "w", "--run-dir", tmp_path / "run")
     run_script("train_teacher.py", *folders, "--max-iterations", 2, *TINY)
@@ -380,7 +423,7 @@ def test_prepared_frames_are_trained_on(prepared, tmp_path):
 def test_a_new_process_writes_what_this_one_writes(download, prepared, tmp_path):
     preparer = Preparer(find_parts(download, False), CALIBRATION, "plane", 30.0, tmp_path)
     results = parallel_map(preparer.prepare, [(NAMES[0], "clear_night")], 2, "frames")
-    assert list(results) == [("plane", "")]
+    assert list(results) == [Prepared("plane")]
     written = [file for file in tmp_path.glob("*/*") if file.is_file()]
     assert len(written) == 5
     for file in written:

@@ -17,7 +17,6 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -348,13 +347,17 @@ class DiesOnFrameB(SeeingThroughFog):
         return super()._decode(index)
 
 
-class HasNoDescriptors(SeeingThroughFog):
-    """The worker may not open another file, once it has read a frame."""
+class HasFewDescriptors(SeeingThroughFog):
+    """The worker may open only so many more files, once it has read a frame."""
+
+    left = 0
 
     def _decode(self, index):
         image = super()._decode(index)
-        descriptors = len(list(Path("/proc/self/fd").iterdir()))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors - 1, descriptors - 1))
+        lowest_free = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest_free)
+        limit = lowest_free + self.left
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         return image
 
 
@@ -437,9 +440,11 @@ def test_a_full_tmp_ends_the_run(tmp_path, monkeypatch):
         fit_with_a_worker(tmp_path, SeeingThroughFog)
 
 
-def test_too_few_open_files_end_the_run(tmp_path):
+@pytest.mark.parametrize("left", [0, 6], ids=["to share six tensors", "to send them"])
+def test_too_few_open_files_end_the_run(tmp_path, monkeypatch, left):
+    monkeypatch.setattr(HasFewDescriptors, "left", left)
     with pytest.raises(UserError, match=r"worker cannot share frames \(.*Too many open files"):
-        fit_with_a_worker(tmp_path, HasNoDescriptors)
+        fit_with_a_worker(tmp_path, HasFewDescriptors)
 
 
 def test_a_small_shared_memory_ends_the_run(tmp_path, monkeypatch):

@@ -25,12 +25,12 @@ from PIL import Image
 
 import reproduce
 from cmkd.evaluation.bootstrap import compare_detectors
-from cmkd.evaluation.metrics import finite
+from cmkd.evaluation.metrics import none_for_nan
 from cmkd.frames.layout import condition_lists
 from cmkd.runtime import checkpoint
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
-from cmkd.study import jobs
+from cmkd.study import jobs, report
 from cmkd.study.ablations import VARIANTS, variant_jobs
 from cmkd.study.discriminators import domain_entropy
 from cmkd.study.jobs import Job, JobRunner, environments, option_value, option_words, run_jobs
@@ -139,7 +139,7 @@ def test_what_fails_leaves_a_hole(study):
         line.startswith("warning: seed5/cmkd_mse: ") and "cannot be written" in line
         for line in errors
     )
-    assert "warning: test/seed5/cmkd_mse: there is no seed5/cmkd_mse" in errors
+    assert "warning: test/seed5/cmkd_mse: it needs seed5/cmkd_mse, which failed" in errors
     assert errors[-1].startswith("reproduce.py: error: 2 of 12 jobs failed")
     rows = study.first_table.splitlines()[2:5]
     assert [row.split(" | ")[2] for row in rows] == ["2", "2", "1 of 2"]
@@ -371,7 +371,7 @@ def check_share(figures, out, share):
         for name in NETWORKS
     }
     comparison = compare_detectors(without_unseen(truth), found, "baseline", "teacher", 20)
-    assert figures[WITHOUT_UNSEEN] == finite(comparison)
+    assert figures[WITHOUT_UNSEEN] == none_for_nan(comparison)
     simulated = read(folder / "data/synthetic.json")["parameters"]
     assert simulated["seed"] not in (0, 1_000_000)  # those of a study's nights and days
     assert simulated["visible_share"] == share
@@ -547,7 +547,7 @@ def test_why_jobs_failed(tmp_path, scripts):
     killed = "killed by SIGKILL, as the system does if memory is short"
     assert failed.pop("killed").startswith(killed)
     assert failed.pop("wrong").startswith("wrong.py: error: it is wrong (")
-    assert failed == {"after": "there is no killed"}
+    assert failed == {"after": "it needs killed, which failed"}
     assert (out / "write").exists()
 
 
@@ -559,7 +559,14 @@ def test_what_is_removed_is_made_again_and_nothing_mixed(tmp_path, scripts):
     def chain(*extra):
         return [
             Job("a", ["write.py", str(out / "a"), *extra], out / "a"),
-            Job("b", ["write.py", str(out / "b")], out / "b", ("a",), reads=(out / "a",)),
+            Job(
+                "b",
+                ["write.py", str(out / "b")],
+                out / "b",
+                ("a",),
+                repeatable=True,
+                reads=(out / "a",),
+            ),
             Job("c", ["write.py", str(out / "c")], out / "c", ("a",)),
         ]
 
@@ -641,7 +648,7 @@ jobs.run_jobs(sleepers, out, 2)
 
 def test_folders_that_are_none_of_ours(tmp_path):
     (tmp_path / "results.md").write_text("mine")
-    with pytest.raises(UserError, match="holds something else than a study"):
+    with pytest.raises(UserError, match="holds something other than a study"):
         run_jobs([Job("a", ["test.py"], tmp_path / "a")], tmp_path, 1)
     (tmp_path / "jobs.json").write_text('{"a": {"arguments": []}}')
     with pytest.raises(UserError, match="is no record of jobs"):
@@ -677,6 +684,36 @@ def test_cells():
     assert gap_cell({"gap_closed": 0.524, "gap_closed_interval": (-0.1, 1.2)}) == "52 % [-10, 120]"
     assert gap_cell({"gap_closed": -0.002, "gap_closed_interval": (-0.051, 0.043)}) == "0 % [-5, 4]"
     assert gap_cell({"gap_closed": math.nan, "gap_closed_interval": (0, 0)}) == gap_cell({}) == "-"
+
+
+def test_more_networks_than_colours_and_markers(tmp_path, monkeypatch):
+    """Students added to NETWORKS are in the table and the picture."""
+    names = [*report.NETWORKS, *(f"cmkd_{number}" for number in range(6))]
+    for name in names[4:]:
+        monkeypatch.setitem(report.NETWORKS, name, "RGB")
+    entry = {"value": 0.4, "interval": (0.3, 0.5), "gap_closed": 0.2}
+    entry["gap_closed_interval"] = (0.1, 0.3)
+    comparison = {name: {"AP": entry, "recall_unseen": entry} for name in names}
+    metrics = {"AP": 0.4, "AP50": 0.6, "MR": 0.7, "recall_unseen": 0.4}
+    summary = {"metrics": {"v": metrics, "t": metrics}, "minutes": 2.0}
+    runs = {name: {seed: FinishedRun(summary, {}, [], []) for seed in (0, 1)} for name in names}
+    study = Study(tmp_path, "v", "t", [0, 1], {}, 1)
+    comparisons = {"v": comparison, "t": comparison}
+    (tmp_path / "t.txt").write_text("a\n")
+    report.draw_results(study, runs, comparisons, tmp_path / "results.png")
+    assert Image.open(tmp_path / "results.png").width > 300
+    last = results_rows(study, runs, comparisons)[-1]
+    assert last == [
+        "cmkd_5",
+        "RGB",
+        "2",
+        *["40.0 ± 0.0"] * 2,
+        "60.0 ± 0.0",
+        "70.0 ± 0.0",
+        "40.0 ± 0.0",
+        *["20 % [10, 30]"] * 2,
+        "2.0",
+    ]
 
 
 def test_a_network_without_a_run_is_a_row_of_dashes(tmp_path):

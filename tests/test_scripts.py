@@ -14,10 +14,11 @@ import torch
 from conftest import NAMES, ROOT, TINY, epochs_of, label_line, run_script, the_error, train
 from pycocotools.coco import COCO
 
-from cmkd.evaluation.metrics import coco_metrics, finite, miss_metrics
+from cmkd.evaluation.metrics import coco_metrics, miss_metrics, none_for_nan
 from cmkd.runtime.weights import sha256_of
 from dataset import FOLDERS_OF, SeeingThroughFog, TrainingBatches
-from models import build_detector, inflate, known_teacher_ap, load_detector
+from models import build_detector, inflate, load_detector
+from utils import known_teacher_ap
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,12 +117,12 @@ def test_a_teacher_with_nothing_to_teach_is_warned_of(tmp_path, capsys):
     """Beside a good one, whose AP is reported alone."""
     file = tmp_path / "t.pth"
     torch.save({}, file)
-    args = argparse.Namespace(min_size=64, max_size=99, amp=False, data="data", val_list="val")
+    args = argparse.Namespace(teacher=file, min_size=64, max_size=99, amp=False)
     for ap, warned in ((0.004, True), (0.3, False)):
         known = {"sha256": sha256_of(file), "val_fingerprint": "f", "min_size": 64, "max_size": 99}
         known |= {"val": {"AP": ap}, "epoch": 2, "arguments": {"amp": False}}
         (tmp_path / "t.json").write_text(json.dumps(known))
-        assert known_teacher_ap(file, "f", args) == ap
+        assert known_teacher_ap(args, "f") == ap
         out, err = capsys.readouterr()
         assert f"teacher: val AP {ap:.4f} (epoch 2 of {file})" in out
         assert ("has nothing to teach" in err) == warned
@@ -196,7 +197,7 @@ def test_test_script(synthetic, tmp_path, channels):
         assert len(results) > 0
         names = {image["file_name"] for image in truth["images"]}
         assert {result["file_name"] for result in results} <= names
-        again = finite({**coco_metrics(truth, results), **miss_metrics(truth, results)})
+        again = none_for_nan({**coco_metrics(truth, results), **miss_metrics(truth, results)})
         assert again == pytest.approx(metrics)
         files = ["--detections", detections, "--json", tmp_path / "again.json"]
         run_test(synthetic, f"--lists {one}", *files)
@@ -218,11 +219,11 @@ BAD_RESULTS = {
     ),
     "bbox": (
         [{**RESULT, "bbox": [1, 2, 3]}],
-        "result 0 has bbox [1, 2, 3] and score 0.5: expected four finite numbers",
+        "result 0 has bbox [1, 2, 3] and score 0.5: bbox must be four finite numbers",
     ),
     "score": (
         [{**RESULT, "score": "high"}],
-        "and score high: expected four finite numbers and one",
+        "and score high: bbox must be four finite numbers and score one",
     ),
     "negative": (
         [{**RESULT, "bbox": [1, 2, -3, 4]}],
@@ -277,7 +278,7 @@ def test_a_training_checkpoint_is_tested_as_it_was_trained(trained, synthetic, t
 
 
 def test_loss_falls_on_a_few_frames(synthetic, tmp_path):
-    train("teacher", synthetic, tmp_path, "--epochs 5")
+    train("teacher", synthetic, tmp_path, "--epochs 3")
     losses = [sum(record["losses"].values()) for record in epochs_of(tmp_path / "run")]
     assert losses[-1] < 0.9 * losses[0]
 

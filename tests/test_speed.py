@@ -69,7 +69,7 @@ def test_every_step_has_the_plain_ways_losses(method, synthetic, tmp_path):
     for channels, state in states.items():
         torch.save(state, tmp_path / f"{channels}.pth")
     channels = 6 if method == "teacher" else 3
-    options = "--no-amp --stem inflate --batch-size 6 --workers 1 --epochs 3 --patience 9"
+    options = "--no-amp --stem inflate --batch-size 6 --workers 1 --epochs 2 --patience 9"
     start = ["--init", tmp_path / f"{channels}.pth", "--lr", LR]
     if "cmkd" in method:
         start += ["--teacher", tmp_path / "6.pth"]
@@ -219,6 +219,16 @@ def test_a_loss_that_is_not_finite_is_found_later_and_never_stepped_on(
     assert torch.load(tmp_path / "last.pth", weights_only=True)["state"]["epoch"] == 1
 
 
+def test_losses_with_other_keys_are_refused(synthetic, tmp_path, monkeypatch):
+    """A loss that starts in a later step would be booked under another key."""
+    monkeypatch.setattr(engine, "STEPS_BETWEEN_FETCHES", {"cpu": 3})
+    model = Slope()
+    losses = model.losses
+    model.losses = lambda batch: {f"loss_{max(model.calls, 1)}": losses(batch)["loss"]}
+    with pytest.raises(ValueError, match="must return the same keys in every step"):
+        fit(synthetic, tmp_path, model)
+
+
 def test_a_fused_optimizer_whose_state_was_saved_unfused_still_steps():
     """`load_state_dict` restores `fused` of the old groups, `defaults` keeps the new one."""
     weight = nn.Parameter(torch.ones(1))
@@ -341,6 +351,7 @@ def test_compiled_features_are_the_same():
 
 def test_the_benchmark_compares_both_ways(tmp_path):
     options = "--methods cmkd_adv --backbone resnet18 --min-size 64 --batch-size 2 --turns 1"
+    options += " --size 160x96 --workers 0 --rois 32"
     report = ["--device", "cpu", "--json", tmp_path / "speed.json"]
     done = run_script("benchmarks/train_throughput.py", *options.split(), *report)
     figures = json.loads((tmp_path / "speed.json").read_text())["results"]["cmkd_adv"]

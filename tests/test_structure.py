@@ -16,7 +16,12 @@ ROOMS = {"frames", "simulator", "evaluation", "viewing", "study", "runtime"}
 MAY_IMPORT = {
     "cmkd.runtime": set(),
     "cmkd.frames": {"cmkd.runtime"},
-    "cmkd.simulator": {"cmkd.runtime.files", "cmkd.frames.tone", "cmkd.frames.layout"},
+    "cmkd.simulator": {
+        "cmkd.runtime.files",
+        "cmkd.frames.annotations",
+        "cmkd.frames.layout",
+        "cmkd.frames.tone",
+    },
     "utils": {"cmkd.frames.annotations", "cmkd.runtime"},
     "dataset": {"utils", "cmkd.frames", "cmkd.runtime"},
     "models": {"cmkd.runtime"},

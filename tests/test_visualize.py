@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run_script, the_error
+from conftest import TINY, label_line, run_script, the_error
 from PIL import Image
 from pycocotools.coco import COCO
 from test_evaluation import result, truth
@@ -22,15 +22,15 @@ import visualize
 from cmkd.evaluation.pipeline import titles
 from cmkd.runtime.files import UserError
 from cmkd.viewing import gallery
-from cmkd.viewing.any_pictures import annotate_pictures
+from cmkd.viewing.annotate_pictures import annotate_pictures
 from cmkd.viewing.contact_sheet import GREEN, Box, contact_sheet, draw_boxes, free_place
 from cmkd.viewing.curves import COLOURS
 from cmkd.viewing.drawing import (
     FALSE_ALARM,
     HIT,
-    LEGEND,
     MISSED,
-    TILE_WIDTH,
+    OUTCOME_LEGEND,
+    OUTCOME_TILE_WIDTH,
     TRUTH,
     outcome_tile,
     truth_tile,
@@ -138,6 +138,9 @@ def test_frames_in_which_students_find_more_come_first():
     ]
     assert rank_frames(disagreements) == [4, 3, 2, 1, 0]
     assert disagreement(frames[1], "baseline", []) == Disagreement(0, 0, 1)
+    assert str(Disagreement(2, 0, 4)) == (
+        "2 found by students but not the baseline; 4 by some networks only"
+    )
 
 
 def test_a_network_of_which_nothing_is_shown_says_so():
@@ -159,7 +162,7 @@ def test_titles_tell_weights_apart():
 
 
 def test_what_is_drawn_of_an_outcome():
-    image = torch.zeros(3, 240, TILE_WIDTH, dtype=torch.uint8)
+    image = torch.zeros(3, 240, OUTCOME_TILE_WIDTH, dtype=torch.uint8)
     box = {"bbox": [100, 50, 100, 100], "score": 0.9}
     other = {"bbox": [300, 50, 100, 100], "score": 0.8}
     nothing = outcome_tile(image, Outcome([], [], [], set()))
@@ -171,7 +174,7 @@ def test_what_is_drawn_of_an_outcome():
 
 
 def test_the_ground_truth_is_on_the_brightest_slice():
-    image = torch.zeros(6, 240, TILE_WIDTH, dtype=torch.uint8)
+    image = torch.zeros(6, 240, OUTCOME_TILE_WIDTH, dtype=torch.uint8)
     image[4, 50:150, 100:200] = 90
     image[5, :40] = 255
     people = [{"bbox": [100, 50, 100, 100], "iscrowd": 0}, {"bbox": [0, 0, 40, 40], "iscrowd": 1}]
@@ -242,11 +245,11 @@ def test_compare_writes_a_sheet_and_a_page(synthetic, untrained, tmp_path, monke
     options = ["--draws", 20, "--score", 0.5]
     done = run_script("visualize.py", "--compare", *untrained.values(), *frames, *out, *options)
     with Image.open(tmp_path / "g.png") as sheet:
-        assert sheet.width // TILE_WIDTH == 4
+        assert sheet.width // OUTCOME_TILE_WIDTH == 4
         assert f"{sheet.width}x{sheet.height}" in done.stdout
         # Without the legend, which has all colours.
         tiles = sheet.crop((0, 0, sheet.width, sheet.height - 40))
-        assert all(pixels(tiles, colour) for colour in LEGEND.values())
+        assert all(pixels(tiles, colour) for colour in OUTCOME_LEGEND.values())
     text = (tmp_path / "p.html").read_text()
     frames = re.findall(
         r'<section data-conditions="(.*)" data-gained="(\d+)" data-lost="(\d+)" data-any="\d+">'
@@ -262,7 +265,7 @@ def test_compare_writes_a_sheet_and_a_page(synthetic, untrained, tmp_path, monke
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
     assert len(pictures) == 4 * len(frames)
     widths = {Image.open(io.BytesIO(base64.b64decode(picture))).width for picture in pictures}
-    assert widths == {TILE_WIDTH}
+    assert widths == {OUTCOME_TILE_WIDTH}
     assert "http" not in re.sub(r"base64,[^\"]+", "", text).lower()
     assert str(untrained["student"]) in text
     assert "<td>baseline</td><td>baseline</td>" in text
@@ -273,7 +276,7 @@ def test_compare_writes_a_sheet_and_a_page(synthetic, untrained, tmp_path, monke
 def test_a_page_shows_names_as_text():
     row = FrameRow("<b>a</b>", ['x"y'], Disagreement(1, 0, 1), [Image.new("RGB", (4, 4))])
     tables = {"t": [["h"], ["<td>"]]}
-    text = html_page("a & b", {"data": "<i>"}, tables, [row], ["<c>"], LEGEND)
+    text = html_page("a & b", {"data": "<i>"}, tables, [row], ["<c>"], OUTCOME_LEGEND)
     assert not re.search(r'<b>a|<td><i>|<c>|a & b|<td><td>|x"y', text)
 
 
@@ -372,7 +375,7 @@ def test_pictures_that_cannot_be_detected(untrained, tmp_path, monkeypatch):
     teacher = ["--weights", untrained["teacher"]]
     for weights, message in (
         ([], "--images needs the --weights of an RGB student"),
-        (teacher, "needs gated slices, which ordinary pictures do not have"),
+        (teacher, "needs gated slices, but this takes RGB alone: pass a student"),
     ):
         assert message in refused(monkeypatch, "--images", photos, "--out", out, *weights)
     student = load_detector(untrained["student"]).eval()
@@ -474,9 +477,30 @@ def test_features_side_by_side(synthetic, untrained, tmp_path, monkeypatch):
     common += untrained.values()
     run_script("visualize.py", *common, "--frame", name)
     with Image.open(tmp_path / "f.png") as sheet:
-        assert sheet.width // TILE_WIDTH == 4
+        assert sheet.width // OUTCOME_TILE_WIDTH == 4
         assert len(sheet.getcolors(sheet.width * sheet.height)) > 500
     assert "--frame other is not in" in refused(monkeypatch, *common, "--frame", "other")
+
+
+def test_features_are_of_a_frame_with_a_box_of_the_weights_classes(frames, monkeypatch):
+    """The first frame has a person, the second a car, and the network knows cars."""
+    (frames / "gated_labels/b.txt").write_text(label_line("PassengerCar"))
+    detector = build_detector(3, 2, "resnet18", "none", min_size=64)
+    torch.save(detector.state_dict(), frames / "cars.pth")
+    settings = {**detector.settings, "classes": ["PassengerCar"]}
+    (frames / "cars.json").write_text(json.dumps(settings))
+    shown = []
+
+    def sheet(_, __, name):
+        shown.append(name)
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(visualize, "feature_sheet", sheet)
+    options = ["--features", frames / "cars.pth", "--data", frames, "--list", "val_night"]
+    options += ["--device", "cpu", "--out", frames / "f.png"]
+    monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, options)])
+    visualize.main()
+    assert shown == ["b"]
 
 
 def test_tensorboard_has_losses_ap_and_pictures(frames):
@@ -508,4 +532,4 @@ def test_tensorboard_has_losses_ap_and_pictures(frames):
     assert events.Tags()["images"] == ["val/a"]
     [image] = events.Images("val/a")
     assert image.step == 2
-    assert Image.open(io.BytesIO(image.encoded_image_string)).width == TILE_WIDTH
+    assert Image.open(io.BytesIO(image.encoded_image_string)).width == OUTCOME_TILE_WIDTH

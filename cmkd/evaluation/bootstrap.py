@@ -2,7 +2,8 @@
 
 pycocotools matches the boxes once. A bootstrap sample then draws frames with replacement, the same
 ones for every detector (paired), and all metrics are computed from those matches. If each detector
-was trained several times, a sample draws trainings too.
+was trained several times, a sample draws trainings too. `frame_counts` `[frames]` says how many
+times each frame counts.
 """
 
 import math
@@ -63,8 +64,7 @@ def average_precision(
 ) -> np.ndarray:
     """COCO's AP at each IoU threshold, `[10]`; NaN if there is nobody.
 
-    The mean over 101 recalls of the best precision at that recall or a higher one. `frame_counts`
-    `[frames]` says how many times each frame counts.
+    The mean over 101 recalls of the best precision at that recall or a higher one.
     """
     if frame_counts is None:
         frame_counts = np.ones(len(ranked.boxes))
@@ -93,10 +93,7 @@ class MatchedResults:
         self.unseen = [unseen_by_rgb(matches.truth) for matches in self.matches]
 
     def metrics(self, frame_counts: np.ndarray | None = None) -> dict[str, float]:
-        """By name, means over the categories that have anybody.
-
-        `frame_counts` `[frames]` says how many times each frame counts.
-        """
+        """The metrics by name: means over the categories that have anybody."""
         aps = np.array([average_precision(ranked, frame_counts) for ranked in self.ranked])
         by_category = {
             "AP": aps.mean(axis=1),
@@ -149,17 +146,22 @@ def compare_detectors(
 
     `runs` has the results of each detector, one entry per training, and values are means over them;
     `baseline` and `teacher` are two of its keys. All detectors get the same bootstrap samples, of
-    frames and of places in their lists of trainings, so equal places must mean equal seeds.
-    `gap_closed` is the share of the way from baseline to teacher, if there is a teacher; undefined
-    if the teacher is not better.
+    frames and of training indices; index i must be the same seed for every detector. `gap_closed`
+    is the share of the way from baseline to teacher, if there is a teacher; undefined if the
+    teacher is not better.
+
+    Raises `ValueError` if the detectors were not trained equally often.
     """
+    trainings = {name: len(results) for name, results in runs.items()}
+    if len(set(trainings.values())) > 1:
+        raise ValueError(f"every detector needs as many trainings as the others: {trainings}")
     matched = {
-        name: [MatchedResults(ground_truth, results) for results in trainings]
-        for name, trainings in runs.items()
+        name: [MatchedResults(ground_truth, results) for results in results_of_trainings]
+        for name, results_of_trainings in runs.items()
     }
     whole = {
-        name: mean_metrics([training.metrics() for training in trainings])
-        for name, trainings in matched.items()
+        name: mean_metrics([training.metrics() for training in each])
+        for name, each in matched.items()
     }
     sampled = sample_metrics(matched, len(ground_truth["images"]), samples, seed)
 
@@ -188,14 +190,14 @@ def sample_metrics(
 ) -> dict[str, dict[str, np.ndarray]]:
     """The metrics of each bootstrap sample, `[samples]` by detector and metric."""
     random = np.random.default_rng(seed)
-    [trainings] = {len(each) for each in matched.values()}
+    trainings = len(next(iter(matched.values())))
     sampled = {name: {metric: np.empty(samples) for metric in HIGHER_IS_BETTER} for name in matched}
     for sample in tqdm(range(samples), "bootstrap", unit="sample", leave=False, disable=None):
         frame_counts = random.multinomial(frames, np.full(frames, 1 / frames)).astype(float)
-        places = random.integers(trainings, size=trainings) if trainings > 1 else [0]
+        drawn = random.integers(trainings, size=trainings) if trainings > 1 else [0]
         for name, each in matched.items():
-            metrics_of = {place: each[place].metrics(frame_counts) for place in set(places)}
-            means = mean_metrics([metrics_of[place] for place in places])
+            metrics_of = {index: each[index].metrics(frame_counts) for index in set(drawn)}
+            means = mean_metrics([metrics_of[index] for index in drawn])
             for metric, value in means.items():
                 sampled[name][metric][sample] = value
     return sampled

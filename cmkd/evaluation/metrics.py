@@ -2,7 +2,7 @@
 
 pycocotools matches the boxes, always. Miss rate and recall are computed from one such matching,
 which gives every ground-truth box the score at which it is found; computing them again for other
-frames costs almost nothing.
+frames costs almost nothing. `frame_counts` `[frames]` says how many times each frame counts.
 """
 
 import contextlib
@@ -17,7 +17,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 Results = list[dict[str, Any]]  # COCO's: image_id, category_id, bbox (x, y, width, height), score
+ResultsByList = dict[str, dict[str, Results]]  # by list, then by the detector's title
 GroundTruth = dict[str, list]  # a COCO dictionary: images, annotations, categories
+MetricsByList = dict[str, dict[str, dict[str, float]]]  # by list, detector and metric
 
 # COCOeval.stats in its order: average precision and recall over IoU 0.50:0.95 unless named, by box
 # area (small < 32^2, medium < 96^2 square pixels of the stored image) and by the number of
@@ -77,12 +79,12 @@ def coco_metrics(ground_truth: GroundTruth, results: Results) -> dict[str, float
     }
 
 
-def finite(value: Any) -> Any:
+def none_for_nan(value: Any) -> Any:
     """A value for JSON, which has no NaN and no infinity: they become None, at any depth."""
     if isinstance(value, dict):
-        return {name: finite(one) for name, one in value.items()}
+        return {name: none_for_nan(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [none_for_nan(one) for one in value]
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
@@ -121,12 +123,12 @@ def set_areas(
 
 
 def box_height(annotation: dict[str, Any]) -> float:
-    """In px of the stored image."""
+    """Height of a box in px of the stored image."""
     return annotation["bbox"][3]
 
 
 def distance_of(annotation: dict[str, Any]) -> float:
-    """In m; -1, which is in no band, if the labels do not say it."""
+    """Distance of a box in m; -1 if unknown, which is in no band."""
     distance = annotation.get("distance")
     return -1.0 if distance is None else distance
 
@@ -194,7 +196,7 @@ def match(
     best_first = np.argsort(-scores, kind="stable")
     return Matches(
         frames=len(evaluation.evalImgs),
-        detections=[detections[place] for place in best_first],
+        detections=[detections[index] for index in best_first],
         score=scores[best_first],
         hit=np.array(hits, bool)[best_first],
         detection_frame=np.array(detection_frames, int)[best_first],
@@ -209,8 +211,7 @@ def least_scores(
 ) -> np.ndarray:
     """The lowest score at which each rate of false positives per image is not exceeded.
 
-    Infinite if the best detections exceed it already. `frame_counts` `[frames]` says how many times
-    each frame counts.
+    Infinite if the best detections exceed it already.
     """
     scores, false = matches.score, ~matches.hit * frame_counts[matches.detection_frame]
     last_of_score = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
@@ -225,7 +226,7 @@ def log_average_miss_rate(matches: Matches, frame_counts: np.ndarray | None = No
     The geometric mean of the miss rates at nine rates of false positives per image, from 0.01 to 1,
     evenly spaced in their logarithm (Dollar et al. 2012). At each rate it takes the last point of
     the curve that does not exceed it, as CityPersons does, and a miss rate of 1 if the first point
-    exceeds it. `frame_counts` `[frames]` says how many times each frame counts.
+    exceeds it.
     """
     if frame_counts is None:
         frame_counts = np.ones(matches.frames)
@@ -245,8 +246,7 @@ def recall(
 ) -> float:
     """The share of the wanted boxes (`[T]` bool) that are found; NaN if none is wanted.
 
-    At the score at which the whole list has so many false positives per image. `frame_counts`
-    `[frames]` says how many times each frame counts.
+    At the score at which the whole list has so many false positives per image.
     """
     if frame_counts is None:
         frame_counts = np.ones(matches.frames)
@@ -266,7 +266,7 @@ def unseen_by_rgb(annotations: list[dict[str, Any]]) -> np.ndarray:
 
 
 def miss_metrics(ground_truth: GroundTruth, results: Results) -> dict[str, float]:
-    """Whom a detector misses, by name; means over the categories, NaN if there is nobody.
+    """Miss rates and recalls by name: means over the categories, NaN if there is nobody.
 
     MR and MR_tall are log-average miss rates. Recall is at 0.1 false positives per image: of all
     boxes, of each band of height and distance, and of those unseen by RGB; `unseen` is their

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 from cmkd.evaluation.bootstrap import compare_detectors
-from cmkd.evaluation.metrics import GroundTruth, Results, coco_metrics, miss_metrics
+from cmkd.evaluation.metrics import (
+    GroundTruth,
+    MetricsByList,
+    ResultsByList,
+    coco_metrics,
+    miss_metrics,
+)
 from cmkd.evaluation.predict import predict
 from cmkd.frames.annotations import DEFAULT_CLASSES, ignored_patterns
 from cmkd.frames.layout import condition_lists
@@ -18,15 +24,14 @@ from dataset import MODALITY_OF, SeeingThroughFog, make_loader
 from models import Detector, load_detector
 
 Datasets = dict[tuple[str, str], SeeingThroughFog]  # by list and modality
-ResultsByList = dict[str, dict[str, Results]]  # by list, then by the detector's title
 
 
 def load_comparable(
     files: list[Path],
-    min_size: int | None,
-    max_size: int | None,
-    classes: list[str] | None,
-    ignore: list[str] | None,
+    min_size: int | None = None,
+    max_size: int | None = None,
+    classes: list[str] | None = None,
+    ignore: list[str] | None = None,
 ) -> tuple[dict[str, Detector], list[str], list[str] | None]:
     """The detectors by title, and the classes and ignored classes that all were trained on.
 
@@ -40,7 +45,10 @@ def load_comparable(
     settings = [read_settings(file) for file in files]
     trained_on = [one.get("classes", list(DEFAULT_CLASSES)) for one in settings]
     for file, own_classes, detector in zip(files, trained_on, detectors, strict=True):
-        refuse_other_channels(file, detector)
+        if (channels := detector.settings["channels"]) not in MODALITY_OF:
+            raise WeightsError(
+                f"{file} takes {channels} channels: expected 3 (RGB) or 6 (RGB and gated)"
+            )
         if own_classes != trained_on[0] and not classes:
             raise WeightsError(
                 f"{files[0]} was trained on {' '.join(trained_on[0])} and {file} on "
@@ -63,13 +71,28 @@ def load_comparable(
     return dict(zip(titles(files), detectors, strict=True)), classes or trained_on[0], ignore
 
 
-def refuse_other_channels(file: Path, detector: Detector) -> None:
-    """Raise `WeightsError` for weights that are neither RGB nor RGB and gated."""
-    channels = detector.settings["channels"]
-    if channels not in MODALITY_OF:
+def load_rgb_detector(file: Path) -> tuple[Detector, list[str]]:
+    """A detector of RGB alone, in evaluation mode, and its classes. Raises `WeightsError`."""
+    detectors, classes, _ = load_comparable([file])
+    [detector] = detectors.values()
+    if detector.settings["channels"] != 3:
         raise WeightsError(
-            f"{file} takes {channels} channels: expected 3 (RGB) or 6 (RGB and gated)"
+            f"{file} needs gated slices, but this takes RGB alone: pass a student or the baseline"
         )
+    return detector.eval(), classes
+
+
+def roles(detectors: dict[str, Detector]) -> tuple[str, str | None, list[str]]:
+    """The titles of the baseline, the teacher and the students.
+
+    The first RGB detector is the baseline and other RGB detectors are students; the first one with
+    gated slices is the teacher. Without an RGB detector the first one is the baseline.
+    """
+    rgb, gated = (
+        [title for title, detector in detectors.items() if detector.settings["channels"] == count]
+        for count in (3, 6)
+    )
+    return (rgb or gated)[0], gated[0] if gated else None, rgb[1:]
 
 
 def read_datasets(
@@ -143,10 +166,8 @@ def on_images(entries: list[dict[str, Any]], ids: set[int]) -> list[dict[str, An
     return [entry for entry in entries if entry["image_id"] in ids]
 
 
-def evaluate_lists(
-    truths: dict[str, GroundTruth], found: ResultsByList
-) -> dict[str, dict[str, dict[str, float]]]:
-    """All metrics, by list, detector and name."""
+def evaluate_lists(truths: dict[str, GroundTruth], found: ResultsByList) -> MetricsByList:
+    """All metrics."""
     return {
         list_name: {
             title: coco_metrics(truths[list_name], results)
@@ -163,29 +184,22 @@ def compare_lists(
     found: ResultsByList,
     samples: int,
     seed: int,
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """`bootstrap.compare_detectors` for each list, and the baseline's title.
-
-    The baseline is the first RGB detector, or the first one if there is no RGB detector; the
-    teacher is the first one with gated slices.
-    """
-    first_of = {
-        detector.settings["channels"]: title for title, detector in reversed(detectors.items())
-    }
-    baseline = first_of.get(3, next(iter(detectors)))
+) -> dict[str, dict[str, Any]]:
+    """`bootstrap.compare_detectors` for each list, with the baseline and teacher of `roles`."""
+    baseline, teacher, _ = roles(detectors)
     comparisons = {}
     for list_name, truth in truths.items():
         runs = {title: [results] for title, results in found[list_name].items()}
-        compare = partial(compare_detectors, truth, runs, baseline, first_of.get(6), samples, seed)
+        compare = partial(compare_detectors, truth, runs, baseline, teacher, samples, seed)
         comparisons[list_name] = distributed.on_first(compare)
-    return comparisons, baseline
+    return comparisons
 
 
 def refuse_duplicates(files: list[Path]) -> None:
     """Raise `UserError` for a file or folder that is named twice."""
-    places = [file.resolve() for file in files]
-    for file, place in zip(files, places, strict=True):
-        if places.count(place) > 1:
+    resolved = [file.resolve() for file in files]
+    for file in files:
+        if resolved.count(file.resolve()) > 1:
             raise UserError(f"{file} is named twice: name each once")
 
 
@@ -194,15 +208,13 @@ def titles(files: list[Path]) -> list[str]:
     return short_names([file.with_suffix("") for file in files])
 
 
-def short_names(places: list[Path]) -> list[str]:
+def short_names(files: list[Path]) -> list[str]:
     """The last part of each path, with as many parents as make it unique."""
-    paths = [place.absolute().parts for place in places]
-    return [shortest_unique(path, paths) for path in paths]
-
-
-def shortest_unique(path: tuple[str, ...], paths: list[tuple[str, ...]]) -> str:
-    """The shortest end of a path that no other of the paths has; all of it if there is none."""
-    for length in range(1, len(path)):
-        if sum(other[-length:] == path[-length:] for other in paths) == 1:
-            return "/".join(path[-length:])
-    return "/".join(path)
+    paths = [file.absolute().parts for file in files]
+    names = []
+    for path in paths:
+        length = 1
+        while sum(other[-length:] == path[-length:] for other in paths) > 1 and length < len(path):
+            length += 1
+        names.append("/".join(path[-length:]))
+    return names

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cmkd.evaluation.bootstrap import HIGHER_IS_BETTER
-from cmkd.evaluation.metrics import DISTANCES, HEIGHTS, GroundTruth, Results, finite
+from cmkd.evaluation.metrics import (
+    DISTANCES,
+    HEIGHTS,
+    GroundTruth,
+    MetricsByList,
+    ResultsByList,
+    none_for_nan,
+)
 from cmkd.runtime.files import UserError, read_json, save_json, save_text
 from cmkd.runtime.hardware import versions
 
@@ -29,13 +36,11 @@ BAND_METRICS = [
 LARGEST = 1e9  # of a box's coordinate
 RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 
-MetricsByList = dict[str, dict[str, dict[str, float]]]  # by list, then detector, then metric
-
 
 # --------------------------------------------------------------------------------------- detections
 
 
-def read_results(file: Path, truths: dict[str, GroundTruth]) -> dict[str, dict[str, Results]]:
+def read_results(file: Path, truths: dict[str, GroundTruth]) -> ResultsByList:
     """A file's COCO results, by the one list of `truths` and the file's name.
 
     Raises `UserError` for several lists, and names the first entry that is not a result of the
@@ -50,9 +55,9 @@ def read_results(file: Path, truths: dict[str, GroundTruth]) -> dict[str, dict[s
         raise UserError(f"{file} holds a {type(results).__name__}: {expected}")
     images = {image["id"] for image in truth["images"]}
     categories = {category["id"]: category["name"] for category in truth["categories"]}
-    for place, result in enumerate(results):
+    for index, result in enumerate(results):
         if problem := problem_of(result, images, categories):
-            raise UserError(f"{file}: result {place} {problem}")
+            raise UserError(f"{file}: result {index} {problem}")
     return {list_name: {file.stem: results}}
 
 
@@ -62,8 +67,9 @@ def problem_of(result: Any, images: set[int], categories: dict[int, str]) -> str
         return "is no COCO result: it needs image_id, category_id, bbox and score"
     box, score = result["bbox"], result["score"]
     numbers = [score, *(box if isinstance(box, list) else [])]
-    if len(numbers) != 5 or not all(map(is_reasonable, numbers)):
-        return f"has bbox {box} and score {score}: expected four finite numbers and one"
+    reasonable = [type(number) in (int, float) and abs(number) < LARGEST for number in numbers]
+    if len(numbers) != 5 or not all(reasonable):  # NaN is not reasonable either
+        return f"has bbox {box} and score {score}: bbox must be four finite numbers and score one"
     if min(box[2:]) < 0:
         return f"has bbox {box}: width and height must be at least 0"
     if type(result["image_id"]) is not int or result["image_id"] not in images:
@@ -77,12 +83,7 @@ def problem_of(result: Any, images: set[int], categories: dict[int, str]) -> str
     return ""
 
 
-def is_reasonable(number: Any) -> bool:
-    """Whether a value is a number that a coordinate or a score can have. NaN is not."""
-    return type(number) in (int, float) and abs(number) < LARGEST
-
-
-def save_detections(found: dict[str, dict[str, Results]], file: Path) -> None:
+def save_detections(found: ResultsByList, file: Path) -> None:
     """Write COCO results.
 
     With several detectors or lists there is a file for each, named FILE.<detector>.<list>.
@@ -130,7 +131,7 @@ def print_and_save(text: str, numbers: dict[str, Any], file: Path | None) -> Non
     print(text)
     if file:
         command = " ".join(["python", *sys.argv])
-        save_json({**finite(numbers), "command": command, "versions": versions()}, file)
+        save_json({**none_for_nan(numbers), "command": command, "versions": versions()}, file)
         save_text(text + "\n", file.with_suffix(".md"))
 
 
@@ -138,10 +139,8 @@ def metrics_tables(
     metrics: MetricsByList, truths: dict[str, GroundTruth]
 ) -> dict[str, list[list[str]]]:
     """Rows of the main metrics, and rows of AP and recall by height and distance."""
-    return {
-        "scores": metrics_rows(metrics, truths, MAIN_METRICS),
-        "by height and distance": metrics_rows(metrics, truths, BAND_METRICS),
-    }
+    tables = {"scores": MAIN_METRICS, "by height and distance": BAND_METRICS}
+    return {title: metrics_rows(metrics, truths, names) for title, names in tables.items()}
 
 
 def metrics_rows(

@@ -38,17 +38,24 @@ OFFICIAL_CLASSES = frozenset(
 USUALLY_IGNORED = ("DontCare", "Obstacle", "*_is_group")
 CLASS_SETS = {"vru": "Pedestrian,Pedestrian_is_group,RidableVehicle,RidableVehicle_is_group"}
 
+Corners = tuple[float, float, float, float]  # x0, y0, x1, y1
+
 
 @dataclass(frozen=True)
 class Label:
     """One line of a label file."""
 
     name: str  # the class
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in label space
+    box: Corners  # in label space
     visible_rgb: bool | None  # columns 23 and 24 of Seeing Through Fog; None if unknown
     visible_gated: bool | None
     distance: float | None  # m, from the 3D position in columns 11-13; None if unknown
     line: int
+
+    @property
+    def is_person(self) -> bool:
+        """Whether it is a person on foot, or a group of them."""
+        return self.name.startswith("Pedestrian")
 
 
 def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
@@ -70,34 +77,59 @@ def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
             )
             continue
         try:
-            x0, y0, x1, y1 = box = tuple(float(column) for column in columns[4:8])
+            box = tuple(float(column) for column in columns[4:8])
         except ValueError:
             problems.append(
-                f"{path}:{number}: columns 5-8 must be the box x0 y0 x1 y1 in numbers, not "
+                f"{path}:{number}: columns 4-7 (counted from 0) must be the box x0 y0 x1 y1, not "
                 f"'{' '.join(columns[4:8])}'"
             )
             continue
+        x0, y0, x1, y1 = box
         if not all(math.isfinite(value) for value in box) or x1 < x0 or y1 < y0:
             problems.append(
                 f"{path}:{number}: box {x0:g} {y0:g} {x1:g} {y1:g} is not x0 <= x1, y0 <= y1 in "
                 "finite numbers: fix or remove the line"
             )
-        elif x1 > x0 and y1 > y0:
+        elif has_area(box):
             visible = [VISIBLE.get(column) for column in columns[23:25] or ("", "")]
-            labels.append(Label(columns[0], box, *visible, distance(columns[11:14]), number))
+            labels.append(Label(columns[0], box, *visible, distance_to(columns[11:14]), number))
     return labels, problems
 
 
-def distance(position: list[str]) -> float | None:
+def distance_to(position: list[str]) -> float | None:
     """Metres from the sensor to a 3D position x y z, whichever way the axes point.
 
     None if it is unknown, which KITTI and Seeing Through Fog write as -1000.
     """
     try:
-        place = [float(one) for one in position]
+        coordinates = [float(column) for column in position]
     except ValueError:
         return None
-    return math.hypot(*place) if all(NO_POSITION < one < math.inf for one in place) else None
+    is_known = all(NO_POSITION < metres < math.inf for metres in coordinates)
+    return math.hypot(*coordinates) if is_known else None
+
+
+def clip(box: Corners) -> Corners:
+    """A box clipped to label space; it has no area if it lies outside."""
+    x0, y0, x1, y1 = box
+    return (
+        min(max(x0, 0), LABEL_WIDTH),
+        min(max(y0, 0), LABEL_HEIGHT),
+        min(max(x1, 0), LABEL_WIDTH),
+        min(max(y1, 0), LABEL_HEIGHT),
+    )
+
+
+def has_area(box: Corners) -> bool:
+    """Whether a box has width and height."""
+    return box[0] < box[2] and box[1] < box[3]
+
+
+def to_pixels(box: Corners, width: int, height: int) -> Corners:
+    """A box of label space in pixels of an image of this size."""
+    across, down = width / LABEL_WIDTH, height / LABEL_HEIGHT
+    x0, y0, x1, y1 = box
+    return x0 * across, y0 * down, x1 * across, y1 * down
 
 
 def read_labels(path: Path) -> list[Label]:

@@ -1,8 +1,10 @@
 """Frames that are decoded once, then kept at training size in a file that all processes share."""
 
 import hashlib
+import itertools
 import os
 import shutil
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from cmkd.runtime.files import UserError
 
-MEMORY_FOLDER = Path("/dev/shm")  # its files live in memory, on Linux
+MEMORY_FOLDER = Path("/dev/shm")
 VERSION = 1  # of the file's format
 
 
@@ -34,8 +36,8 @@ class FrameCache:
         channels = len(files[0]) + 2  # RGB is one file and three channels
         self.shape = (len(files), channels, *size)
         self.kind = kind
-        place = MEMORY_FOLDER if kind == "ram" else folder
-        self.file = place / f"frames-{cache_key(files, size)}.cache"
+        home = folder_in_memory() if kind == "ram" else folder
+        self.file = home / f"frames-{cache_key(files, size)}.cache"
         self.bytes = int(np.prod(self.shape)) + 4 * len(files)
         self._map_file()
 
@@ -66,10 +68,13 @@ class FrameCache:
                     f"--cache {self.kind} needs {self.bytes / 1e9:.1f} GB and {folder} has "
                     f"{free / 1e9:.1f} GB: free some space, or choose another --cache"
                 )
-            # Another process may make the file at the same time: nothing in it is lost. The space
-            # is taken now, because a full disk kills the process that writes a mapped page.
+            # Another process may make the file at the same time: nothing in it is lost.
             with self.file.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, self.bytes)
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    # A full disk would kill the process that writes a mapped page.
+                    os.posix_fallocate(file.fileno(), 0, self.bytes)
+                else:
+                    file.truncate(self.bytes)
         except OSError as error:
             raise UserError(
                 f"--cache {self.kind}: {self.file} cannot be written ({error.strerror}): choose "
@@ -94,10 +99,15 @@ class FrameCache:
             self.file.unlink(missing_ok=True)
 
 
+def folder_in_memory() -> Path:
+    """A folder of files that live in memory, on Linux; elsewhere that of temporary files."""
+    return MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else Path(tempfile.gettempdir())
+
+
 def cache_key(files: list[list[Path]], size: tuple[int, int]) -> str:
     """A name for these image files in their present state, at this size."""
     digest = hashlib.sha256(f"{VERSION} {size}".encode())
-    for file in (file for frame in files for file in frame):
+    for file in itertools.chain.from_iterable(files):
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

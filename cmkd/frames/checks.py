@@ -1,7 +1,7 @@
 """What is wrong with a prepared folder: errors at which training stops, and warnings.
 
 Every file of every list is read like the dataset reads it, and errors have the same words. A
-`place` is the file and line of a list, as in `data/train_night.txt:7`.
+`list_line` is the file and line of a list, like `data/train_night.txt:7`.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cmkd.frames.annotations import LABEL_HEIGHT, LABEL_WIDTH, Label, parse_labels
+from cmkd.frames.annotations import Label, clip, has_area, parse_labels
 from cmkd.frames.images import read_rgb, read_slice
 from cmkd.frames.layout import (
     IMAGE_FOLDERS,
-    LABEL_FOLDER,
     RGB_FOLDER,
     SPLITS,
     find_image,
-    missing_image,
-    missing_labels,
-    other_size,
+    label_file,
+    missing_image_message,
+    missing_labels_message,
+    other_size_message,
     parse_list,
-    recording,
+    recording_of,
 )
 from cmkd.runtime.files import UserError
 from cmkd.runtime.parallel import parallel_map
@@ -53,7 +53,7 @@ def split_and_condition(list_name: str) -> tuple[str, str]:
 
 
 def order_of_split(file: Path) -> int:
-    """The place of a list in the order train, val, test, others."""
+    """The position of a list in the order train, val, test, others."""
     return (*SPLITS, "").index(split_and_condition(file.stem)[0])
 
 
@@ -84,39 +84,39 @@ def read_lists(root: Path) -> tuple[Lists, list[str]]:
     return lists, errors
 
 
-def first_places(root: Path, lists: Lists) -> dict[str, str]:
-    """Frame name -> its place in the first list that has it."""
-    places: dict[str, str] = {}
+def first_list_lines(root: Path, lists: Lists) -> dict[str, str]:
+    """Frame name -> file and line of the first list that has it."""
+    list_lines: dict[str, str] = {}
     for list_name, names in lists.items():
         for name, line in names.items():
-            places.setdefault(name, f"{root / list_name}.txt:{line}")
-    return places
+            list_lines.setdefault(name, f"{root / list_name}.txt:{line}")
+    return list_lines
 
 
 # ------------------------------------------------------------------------------------------- frames
 
 
-def read_frames(root: Path, places: dict[str, str], workers: int) -> dict[str, CheckedFrame]:
-    """Read frames, given by name and place, in several processes."""
-    frames = parallel_map(partial(read_frame, root), places.items(), workers, str(root))
-    return dict(zip(places, frames, strict=True))
+def read_frames(root: Path, list_lines: dict[str, str], workers: int) -> dict[str, CheckedFrame]:
+    """Read frames (name -> list line) in several processes."""
+    frames = parallel_map(partial(read_frame, root), list_lines.items(), workers, str(root))
+    return dict(zip(list_lines, frames, strict=True))
 
 
 def read_frame(root: Path, frame: tuple[str, str]) -> CheckedFrame:
-    """Read all files of a frame, given by name and place."""
-    name, place = frame
-    labels, label_errors, warnings = check_labels(root, name, place)
-    size, image_errors = check_images(root, name, place)
+    """Read all files of a frame (name, list line)."""
+    name, list_line = frame
+    labels, label_errors, warnings = check_labels(root, name, list_line)
+    size, image_errors = check_images(root, name, list_line)
     return CheckedFrame(size, labels, label_errors + image_errors, warnings)
 
 
-def check_images(root: Path, name: str, place: str) -> tuple[tuple[int, int] | None, list[str]]:
+def check_images(root: Path, name: str, list_line: str) -> tuple[tuple[int, int] | None, list[str]]:
     """Decode the four images of a frame: the size of RGB, and errors."""
     size, rgb_file, errors = None, None, []
     for folder in IMAGE_FOLDERS:
         file = find_image(root, folder, name)
         if file is None:
-            errors.append(missing_image(root, folder, name, place))
+            errors.append(missing_image_message(root, folder, name, list_line))
             continue
         read: Callable[[Path], Tensor] = read_rgb if folder == RGB_FOLDER else read_slice
         try:
@@ -127,15 +127,15 @@ def check_images(root: Path, name: str, place: str) -> tuple[tuple[int, int] | N
         if folder == RGB_FOLDER:
             size, rgb_file = (width, height), file
         elif size and size != (width, height):
-            errors.append(other_size(file, rgb_file, (width, height), size))
+            errors.append(other_size_message(file, rgb_file, (width, height), size))
     return size, errors
 
 
-def check_labels(root: Path, name: str, place: str) -> tuple[list[Label], list[str], list[str]]:
+def check_labels(root: Path, name: str, list_line: str) -> tuple[list[Label], list[str], list[str]]:
     """The labels of a frame with clipped boxes, errors, and warnings."""
-    file = root / LABEL_FOLDER / f"{name}.txt"
+    file = label_file(root, name)
     if not file.is_file():
-        return [], [missing_labels(file, place)], []
+        return [], [missing_labels_message(file, list_line)], []
     try:
         found, errors = parse_labels(file)
     except UserError as error:
@@ -143,7 +143,7 @@ def check_labels(root: Path, name: str, place: str) -> tuple[list[Label], list[s
     labels, warnings = [], []
     for label in found:
         box = clip(label.box)
-        is_inside = box[0] < box[2] and box[1] < box[3]
+        is_inside = has_area(box)
         if is_inside:
             labels.append(replace(label, box=box))
         if box != label.box:
@@ -157,33 +157,22 @@ def check_labels(root: Path, name: str, place: str) -> tuple[list[Label], list[s
     return labels, errors, warnings
 
 
-def clip(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """A box (x0, y0, x1, y1) clipped to label space; it has no area if it lies outside."""
-    x0, y0, x1, y1 = box
-    return (
-        min(max(x0, 0), LABEL_WIDTH),
-        min(max(y0, 0), LABEL_HEIGHT),
-        min(max(x1, 0), LABEL_WIDTH),
-        min(max(y1, 0), LABEL_HEIGHT),
-    )
-
-
 # ---------------------------------------------------------------------------- what lists have twice
 
 
-def similar_names(places: dict[str, str]) -> list[str]:
+def similar_names(list_lines: dict[str, str]) -> list[str]:
     """Warnings about frame names that differ only in case or separators.
 
     They are probably one frame, or one recording, under two names.
     """
     warnings = []
     first: dict[str, str] = {}
-    for name, place in places.items():
+    for name, list_line in list_lines.items():
         other = first.setdefault(name.casefold().translate(SEPARATORS), name)
         if other != name:
             warnings.append(
-                f"{place}: {name!r} differs from {other!r} ({places[other]}) only in case, '_', "
-                "'-', ',' or spaces: check that they are two frames"
+                f"{list_line}: {name!r} differs from {other!r} ({list_lines[other]}) only in case, "
+                "'_', '-', ',' or spaces: check that they are two frames"
             )
     return warnings
 
@@ -193,7 +182,7 @@ def shared_by_splits(root: Path, lists: Lists) -> tuple[list[str], list[str]]:
 
     A recording counts if different frames of it are in different splits.
     """
-    frames: dict[str, dict[str, str]] = {}  # name -> split -> place
+    frames: dict[str, dict[str, str]] = {}  # name -> split -> list line
     for list_name, names in lists.items():
         if split := split_and_condition(list_name)[0]:
             for name, line in names.items():
@@ -201,16 +190,18 @@ def shared_by_splits(root: Path, lists: Lists) -> tuple[list[str], list[str]]:
     recordings: dict[str, dict[str, str]] = {}
     for name, by_split in frames.items():
         if len(by_split) == 1:
-            recordings[recording(name)] = by_split | recordings.get(recording(name), {})
+            recording = recording_of(name)
+            recordings[recording] = by_split | recordings.get(recording, {})
     return warn_of_shared("frame", frames), warn_of_shared("recording", recordings)
 
 
-def warn_of_shared(kind: str, places: dict[str, dict[str, str]]) -> list[str]:
-    """A warning for each frame or recording (name -> split -> place) that has several splits."""
+def warn_of_shared(kind: str, found: dict[str, dict[str, str]]) -> list[str]:
+    """A warning for each frame or recording (name -> split -> list line) of several splits."""
     warnings = []
-    for name, by_split in places.items():
-        *others, last = (by_split[split] for split in SPLITS if split in by_split)
-        if others:
+    for name, by_split in found.items():
+        list_lines = [by_split[split] for split in SPLITS if split in by_split]
+        if len(list_lines) > 1:
+            *others, last = list_lines
             warnings.append(
                 f"{last}: {kind} {name} is in {' and '.join(others)} too: keep it in one split, "
                 "because a network must be tested on frames that it was not trained on"

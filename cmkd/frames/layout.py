@@ -10,8 +10,13 @@ An image may also be a .jpg. The four images of a frame have one size, which can
 
 import contextlib
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from cmkd.runtime.files import UserError, read_lines, save_text
+
+Item = TypeVar("Item")
 
 RGB_FOLDER, LABEL_FOLDER = "images", "gated_labels"
 GATED_FOLDERS = ("gated0", "gated1", "gated2")
@@ -25,7 +30,7 @@ def frame_name(line: str) -> str:
     return line.strip().replace(",", "_")
 
 
-def recording(name: str) -> str:
+def recording_of(name: str) -> str:
     """The drive that a frame is from: its name before the last `_`, or all of it."""
     return name.rpartition("_")[0] or name
 
@@ -36,23 +41,30 @@ def find_image(root: Path, folder: str, name: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def missing_image(root: Path, folder: str, name: str, place: str) -> str:
-    """The error for an image that is missing. `place` is the list and line of the frame."""
+def label_file(root: Path, name: str) -> Path:
+    """The label file of a frame, whether it exists or not."""
+    return root / LABEL_FOLDER / f"{name}.txt"
+
+
+def missing_image_message(root: Path, folder: str, name: str, list_line: str) -> str:
+    """The error for an image that is missing. `list_line` is like `data/train_night.txt:7`."""
     return (
-        f"{place}: {root / folder / name}.png (or .jpg) is missing: add it, or take the frame off "
-        "the list"
+        f"{list_line}: {root / folder / name}.png (or .jpg) is missing: add it, or take the frame "
+        "off the list"
     )
 
 
-def missing_labels(file: Path, place: str) -> str:
-    """The error for a label file that is missing. `place` is the list and line of the frame."""
+def missing_labels_message(file: Path, list_line: str) -> str:
+    """The error for a label file that is missing. `list_line` is like `data/train_night.txt:7`."""
     return (
-        f"{place}: {file} is missing: add it (an empty file means that nothing is there), or take "
-        "the frame off the list"
+        f"{list_line}: {file} is missing: add it (an empty file means that nothing is there), or "
+        "take the frame off the list"
     )
 
 
-def other_size(file: Path, rgb_file: Path, size: tuple[int, int], rgb_size: tuple[int, int]) -> str:
+def other_size_message(
+    file: Path, rgb_file: Path, size: tuple[int, int], rgb_size: tuple[int, int]
+) -> str:
     """The error for a slice that differs in size (width, height) from RGB."""
     return (
         f"{file} is {size[0]}x{size[1]} but {rgb_file} is {rgb_size[0]}x{rgb_size[1]}: the images "
@@ -114,6 +126,14 @@ def condition_lists(root: Path, list_name: str) -> dict[str, list[str]]:
             if set(names := read_list(file)) < whole:
                 found[file.stem] = names
     return found
+
+
+def evenly_spaced(items: list[Item], count: int) -> list[Item]:
+    """At most `count` of the items, at equal distances from the first to the last."""
+    if not items:
+        return []
+    indices = np.linspace(0, len(items) - 1, count).astype(int)
+    return [items[index] for index in np.unique(indices)]
 
 
 def save_list(names: list[str], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Everything follows from calibration: the user's files, or the published values below. Pixel
 coordinates (x, y) start at 0 in the centre of the first pixel; gated pixels are those of the
-rectified 1280x720 slices.
+rectified 1280x720 slices, which are label space.
 """
 
 import json
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
+from cmkd.frames.annotations import LABEL_HEIGHT, LABEL_WIDTH
 from cmkd.runtime.files import UserError
 
 RGB_FILE, GATED_FILE = "calib_cam_stereo_left.json", "calib_gated_bwv.json"
 TRANSFORMS_FILE = "calib_tf_tree_full.json"
 RGB_FRAME, GATED_FRAME = "cam_stereo_left_optical", "bwv_cam_optical"  # coordinate frames
-GATED_SIZE, PREPARED_SIZE = (1280, 720), (1280, 768)  # width, height
+PREPARED_SIZE = (1280, 768)  # width, height
 ADVICE = "restore it, or remove the three calib files to use the published calibration"
 
 Pose = tuple[np.ndarray, np.ndarray]  # rotation (3, 3) and translation in m: camera -> car
@@ -143,7 +144,7 @@ def plane_homography(calibration: Calibration, distance: float) -> np.ndarray:
     plane = calibration.rotation.T @ (
         np.eye(3) - np.outer(calibration.translation, [0, 0, 1 / distance])
     )
-    shrink = np.diag([1, GATED_SIZE[1] / PREPARED_SIZE[1], 1])
+    shrink = np.diag([1, LABEL_HEIGHT / PREPARED_SIZE[1], 1])
     back = calibration.rgb.rectified @ plane @ np.linalg.inv(calibration.gated.rectified) @ shrink
     homography = np.linalg.inv(back)
     return homography / homography[2, 2]
@@ -164,7 +165,7 @@ def map_by_depth(calibration: Calibration, depth: np.ndarray) -> Tensor:
     depth = interpolate(depth, PREPARED_SIZE[::-1], mode="nearest")[0, 0].numpy()
     gated = (
         pixel_grid(PREPARED_SIZE)
-        * [1, GATED_SIZE[1] / PREPARED_SIZE[1], 1]
+        * [1, LABEL_HEIGHT / PREPARED_SIZE[1], 1]
         @ np.linalg.inv(calibration.gated.rectified).T
     )
     points = (depth[..., None] * gated - calibration.translation) @ calibration.rotation
@@ -265,6 +266,6 @@ def published_calibration() -> Calibration:
         0.270277,
         np.eye(3),
         camera_matrix(2322.4, 667.777, 261.144),
-        GATED_SIZE,
+        (LABEL_WIDTH, LABEL_HEIGHT),
     )
     return calibration_between(rgb, gated, RGB_POSE, GATED_POSE, "built in")

@@ -1,4 +1,4 @@
-"""The training state on disk: whole files, the newest valid one found again, nothing in it run."""
+"""Training checkpoints: written atomically, the newest undamaged one loads, never running code."""
 
 import json
 import pickle
@@ -76,7 +76,7 @@ def load(run_dir: Path) -> dict[str, Any] | None:
 
 
 def damage_of(file: Path) -> str:
-    """Why a file is no whole output of `torch.save`, '' if it is one.
+    """What is wrong with a file as an archive of `torch.save`, '' if nothing.
 
     Every byte is read, because `torch.load` does not notice a flipped bit in a weight. Raises
     `UserError` if the disk cannot read it.
@@ -101,17 +101,17 @@ def read(file: Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         reason = "it holds more than tensors and plain values, which could run code"
-        raise not_a_checkpoint(file, reason) from None
+        raise checkpoint_error(file, reason) from None
     except Exception as error:  # another file can fail in any of torch's ways
         if is_out_of_memory(error):
             raise
-        raise not_a_checkpoint(file, reason_of(error)) from None
+        raise checkpoint_error(file, reason_of(error)) from None
     if not isinstance(content, dict) or not content.keys() >= CONTENT:
-        raise not_a_checkpoint(file, f"it does not hold {', '.join(sorted(CONTENT))}")
+        raise checkpoint_error(file, f"it does not hold {', '.join(sorted(CONTENT))}")
     return content
 
 
-def not_a_checkpoint(file: Path, reason: str) -> UserError:
+def checkpoint_error(file: Path, reason: str) -> UserError:
     """The error for a whole file that does not fit this run."""
     return UserError(
         f"{file} is not a training checkpoint of this run ({reason}): remove it to start anew, or "

@@ -1,4 +1,4 @@
-"""Command lines whose errors are one line. Needs no torch."""
+"""Argument parsing with one-line errors. Needs no torch."""
 
 import argparse
 import math
@@ -46,7 +46,7 @@ def non_negative_float(text: str) -> float:
 
 
 def to_float(text: str) -> float:
-    """A number; NaN, which lies within no limits, if the text is none."""
+    """The text as a float; NaN, which fails every range check, if it is no number."""
     try:
         return float(text)
     except ValueError:

@@ -22,34 +22,34 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; end the errors a user can fix in one line on stderr and exit code 2.
+    """Call `main`; print an error that a user can fix as one line on stderr and exit with 2.
 
     Under torchrun the line says which process it is from, and a process that ends because of
-    another one says nothing.
+    another one prints nothing.
     """
     hardware.prepare()
     distributed.start()
     try:
         main()
     except UserError as error:
-        complain(text_of(error))
+        fail(text_of(error))
     except distributed.EndedElsewhereError:
-        leave(2)
+        exit_process(2)
     except KeyboardInterrupt:
-        leave(128 + signal.SIGINT)
+        exit_process(128 + signal.SIGINT)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            complain(
+            fail(
                 f"out of memory ({reason_of(error)}): lower --batch-size, --min-size or --rois, or "
                 "pass --amp, or see what else uses it; checkpoints and best weights are kept"
             )
         if "C++ compiler" in str(error):
-            complain(
+            fail(
                 f"--compile needs a C++ compiler ({reason_of(error)}): install one, or leave "
                 "--compile out"
             )
         if distributed.lost_a_process(error):
-            leave(2)
+            exit_process(2)
         raise
     finally:
         end_workers()
@@ -68,15 +68,15 @@ def text_of(error: UserError) -> str:
     return " ".join(str(error).rpartition(worker_error)[2].splitlines())
 
 
-def complain(message: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
     """End the program with a line on stderr and exit code 2."""
     process = f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""
     print_error(process + message)
-    leave(2)
+    exit_process(2)
 
 
-def leave(code: int) -> NoReturn:
-    """End the program; with several processes at once: a clean shutdown waits for all of them."""
+def exit_process(code: int) -> NoReturn:
+    """End the program; with several processes immediately: a clean shutdown waits for all."""
     if distributed.world_size() > 1:
         end_workers()
         sys.stderr.flush()
@@ -99,20 +99,20 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         signals = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self.note) for number in signals}
+        self.before = {number: signal.signal(number, self.on_signal) for number in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def note(self, number: int, _: FrameType | None) -> None:
+    def on_signal(self, number: int, _: FrameType | None) -> None:
         """The signal handler."""
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 
-    def obey(
+    def end_program(
         self, place: str, how_to_resume: str = "pass the same options and --resume to continue"
     ) -> NoReturn:
         """End the program with the signal's exit code and a line on how to resume.
@@ -125,7 +125,7 @@ class StopRequest:
                 f"stopped by {number.name} {place}; everything is saved: {how_to_resume}",
                 file=sys.stderr,
             )
-        leave(128 + number)
+        exit_process(128 + number)
 
 
 # ------------------------------------------------------------------------------- loader workers
@@ -142,7 +142,7 @@ def start_worker(_: int) -> None:
         try:  # opens the socket through which tensors are shared: here an error is reported
             resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
-            raise cannot_share(error) from None
+            raise sharing_error(error) from None
 
 
 def share(values: list[Any]) -> None:
@@ -158,12 +158,12 @@ def share(values: list[Any]) -> None:
         # Sending a tensor takes one more file descriptor.
         spare = [os.open(os.devnull, os.O_RDONLY) for _ in tensors]
     except (OSError, RuntimeError) as error:
-        raise cannot_share(error) from None
+        raise sharing_error(error) from None
     for descriptor in spare:
         os.close(descriptor)
 
 
-def cannot_share(error: Exception) -> UserError:
+def sharing_error(error: Exception) -> UserError:
     """The error of a worker that has no room to share frames."""
     reason = error.strerror if isinstance(error, OSError) else reason_of(error)
     return UserError(

@@ -1,4 +1,4 @@
-"""Errors a user can fix, and files that are whole or not there. Needs no torch."""
+"""Errors a user can fix, and files written completely or not at all. Needs no torch."""
 
 import json
 import os
@@ -165,6 +165,7 @@ def open_data_folder(
                 f"{folder} was made with {name} {before.get(name)}, not {value}: pass the same, or "
                 "choose another --out; nothing was changed"
             )
-    for leftover in (file for name in subfolders for file in (folder / name).glob(".*")):
-        leftover.unlink()
+    for name in subfolders:
+        for leftover in (folder / name).glob(".*"):
+            leftover.unlink()
     return content

@@ -1,4 +1,4 @@
-"""Weights files and the settings in the JSON beside them. Nothing in a file is run."""
+"""Weights files and the settings in the JSON beside them. Loading never runs code."""
 
 import hashlib
 import io
@@ -28,8 +28,11 @@ def save_torch(value: Any, path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_content(path: Path) -> Any:
@@ -63,10 +66,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state_dict: expected a dictionary of named tensors, or one under "
             "'model'"
         )
-    return {todays_name(name): value for name, value in state.items()}
+    return {current_name(name): value for name, value in state.items()}
 
 
-def todays_name(name: str) -> str:
+def current_name(name: str) -> str:
     """A parameter's name in today's torchvision.
 
     Drops `module.`, adds the index that torchvision 0.13 gave to FPN and RPN layers, and puts a

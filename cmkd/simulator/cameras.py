@@ -6,13 +6,15 @@ pixel, whatever the size of the image.
 """
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from cmkd.frames.annotations import LABEL_WIDTH
 from cmkd.frames.tone import DAY_CURVE, NIGHT_CURVE, tone
-from cmkd.simulator.raster import FOCAL, LABEL_SIZE, Raster, lookup, shrink
+from cmkd.simulator.raster import FOCAL, Raster, lookup, lookup_in_surfaces, shrink
 from cmkd.simulator.scene import Scene
 
 LIGHT_SPEED = 0.299792458  # m/ns
@@ -20,7 +22,7 @@ LIGHT_SPEED = 0.299792458  # m/ns
 GATES = ((260, 240, 220, 202), (400, 280, 420, 591), (750, 370, 420, 770))
 GATED_GAIN = 97.0  # DN m at albedo 1
 EDGE_SOFTNESS = 2.0  # m, sigma: the edges of pulse and gate rise over about 5 m
-# m: at less, the softened edges would leak into the 1 / r^2 of a range that the gate keeps out.
+# m: closer echoes are cut, because the softened gate would leak into 1 / r^2.
 FIRST_ECHO = 4.0
 DARK_LEVEL, GATED_NOISE = (87.0, 70.0, 87.0), 2.5  # DN
 NIR_STRAY = 6.0  # DN: stray light in the lens
@@ -35,15 +37,13 @@ HEADLIGHT_HEIGHT = 0.65  # m above the road
 
 @lru_cache(maxsize=1)
 def normal_numbers() -> np.ndarray:
-    """A long row of standard normal float32 numbers."""
     return np.random.default_rng(0).standard_normal(2**23, np.float32)
 
 
 def noise(shape: tuple[int, ...], rng: Generator) -> np.ndarray:
-    """Standard normal noise, float32.
+    """Standard normal noise, float32, cut from a long row of numbers at a random start.
 
-    It is a piece of `normal_numbers` from a random place: new numbers would take a fifth of the
-    time of a frame.
+    New numbers would take a fifth of the time of a frame.
     """
     count = int(np.prod(shape))
     if count > len(normal_numbers()) // 2:
@@ -77,50 +77,48 @@ def rgb_light(scene: Scene, raster: Raster) -> tuple[np.ndarray, np.ndarray]:
 def reflected_light(scene: Scene, raster: Raster, dimming: np.ndarray) -> np.ndarray:
     """Light that surfaces and the air reflect, linear [3, H, W] of the stored image."""
     part, factor = raster.part, raster.factor
-    albedos = np.array([surface.rgb for surface in raster.surfaces], np.float32).T
+    albedos = np.array([surface.rgb for surface in raster.surfaces]).T
     ambient_colour = DAY_COLOUR if scene.condition.day else AMBIENT_COLOUR
     hazy = scene.extinction > HAZY
     beam = headlights(scene, raster)
     if hazy:
         beam *= dimming
         veil = headlight_veil(scene, raster)
-        airlight = shrink(1 - dimming, factor) * np.float32(0.3 * scene.ambient)
+        airlight = shrink(1 - dimming, factor) * (0.3 * scene.ambient)
     from_sky = lookup(scene.ambient * (0.65 + 0.35 * raster.upward), part)
-    lamps = []
-    for position, power, colour in scene.lamps:
-        irradiance = lamp_irradiance(raster, scene.camera_height, position)
-        lamps.append((np.float32(power) * irradiance, colour))
+    lamps = [
+        (power * lamp_irradiance(raster, scene.camera_height, position), colour)
+        for position, power, colour in scene.lamps
+    ]
     matter = raster.texture * dimming
     sky = sky_light(scene, raster)
     width, height = raster.size
     reflected = np.empty((3, height, width), np.float32)
     for channel in range(3):
-        beam_colour = np.float32(BEAM_COLOUR[channel])
-        light = beam * beam_colour + from_sky * np.float32(ambient_colour[channel])
+        light = beam * BEAM_COLOUR[channel] + from_sky * ambient_colour[channel]
         for strength, colour in lamps:
-            light += strength * np.float32(colour[channel])
+            light += strength * colour[channel]
         light *= lookup(albedos[channel], part)
         light *= matter
         light += sky
         reflected[channel] = shrink(light, factor)
         if hazy:
-            reflected[channel] += airlight * np.float32(ambient_colour[channel])
-            reflected[channel] += veil * beam_colour
+            reflected[channel] += airlight * ambient_colour[channel]
+            reflected[channel] += veil * BEAM_COLOUR[channel]
     return reflected
 
 
 def emitted_light(scene: Scene, raster: Raster, dimming: np.ndarray) -> np.ndarray:
     """Light of lamps and windows, their glare, and the veil: linear [3, H, W] of stored pixels."""
     width, height = raster.size
-    glows = np.array([surface.glow for surface in raster.surfaces], np.float32).T
+    glows = np.array([surface.glow for surface in raster.surfaces]).T
     # The wide halo grows with the fog.
     halos = ((0.006, 0.03), (0.05, 0.015 + 0.12 * (1 - np.exp(-15 * scene.extinction))))
     emitted = np.empty((3, height, width), np.float32)
     for channel in range(3):
-        emitted[channel] = np.float32(scene.veil * VEIL_COLOUR[channel])
+        emitted[channel] = scene.veil * VEIL_COLOUR[channel]
         if glows.any():
             glow = shrink(lookup(glows[channel], raster.part) * dimming, raster.factor)
-            glow = np.ascontiguousarray(glow)
             emitted[channel] += glow
             emitted[channel] += glare(glow, width, halos)
     return emitted
@@ -128,11 +126,10 @@ def emitted_light(scene: Scene, raster: Raster, dimming: np.ndarray) -> np.ndarr
 
 def headlights(scene: Scene, raster: Raster) -> np.ndarray:
     """Light of the own headlights that a white surface sends back, [H, W] of the raster."""
-    slope = np.float32(scene.camera_height - HEADLIGHT_HEIGHT) / raster.depth - raster.down
+    slope = (scene.camera_height - HEADLIGHT_HEIGHT) / raster.depth - raster.down
     beam = headlight_beam(scene, raster.across, slope)
     beam /= np.maximum(raster.distance, 3) ** 2
-    retro = np.array([surface.retro for surface in raster.surfaces], np.float32)
-    beam *= raster.incidence + np.float32(0.5) * lookup(retro, raster.part)
+    beam *= raster.incidence + 0.5 * lookup_in_surfaces("retro", raster)
     return beam
 
 
@@ -142,13 +139,13 @@ def headlight_beam(scene: Scene, across: np.ndarray, slope: np.ndarray) -> np.nd
     `across` is X / Z, `slope` is the height above the headlights / Z. The beam is bright just below
     a sharp upper edge, which rises to the right.
     """
-    edge = np.float32(scene.beam_cut) + np.clip(np.float32(0.26) * across, 0, np.float32(0.03))
+    edge = scene.beam_cut + np.clip(0.26 * across, 0, 0.03)
     below = edge - slope
-    lit = np.exp(np.maximum(below, 0) * np.float32(-1 / 0.04))
-    lit += np.float32(0.15)
-    lit /= 1 + np.exp(np.clip(below * np.float32(-1 / 0.006), -30, 30))
-    lit *= np.exp(-(((across - np.float32(0.02)) / np.float32(0.2)) ** 2))
-    return np.float32(scene.headlight) * (lit + np.float32(0.015))
+    lit = np.exp(np.maximum(below, 0) * (-1 / 0.04))
+    lit += 0.15
+    lit /= 1 + np.exp(np.clip(below * (-1 / 0.006), -30, 30))
+    lit *= np.exp(-(((across - 0.02) / 0.2) ** 2))
+    return scene.headlight * (lit + 0.015)
 
 
 def headlight_veil(scene: Scene, raster: Raster) -> np.ndarray:
@@ -164,7 +161,7 @@ def headlight_veil(scene: Scene, raster: Raster) -> np.ndarray:
     down = raster.down[step // 2 :: step]
     edges = np.geomspace(1.5, 90, 25, dtype=np.float32)
     veil = np.zeros(distance.shape, np.float32)
-    for near, far in zip(edges[:-1], edges[1:], strict=True):
+    for near, far in pairwise(edges):
         r = np.sqrt(near * far)
         slope = np.float32(scene.camera_height - HEADLIGHT_HEIGHT) / r - down
         beam = headlight_beam(scene, across, slope)
@@ -177,10 +174,7 @@ def headlight_veil(scene: Scene, raster: Raster) -> np.ndarray:
 def sky_light(scene: Scene, raster: Raster) -> np.ndarray:
     """Light of the sky itself, [H, W] of the raster; by night a glow at the horizon."""
     above = np.clip(-raster.down, 0, 1)  # 0 at the horizon and below
-    if scene.condition.day:
-        gradient = np.float32(0.75) - above
-    else:
-        gradient = np.float32(0.12) * np.exp(-10 * above)
+    gradient = 0.75 - above if scene.condition.day else 0.12 * np.exp(-10 * above)
     return (raster.part == 0) * np.float32(scene.ambient) * gradient
 
 
@@ -189,13 +183,11 @@ def lamp_irradiance(raster: Raster, camera_height: float, position: np.ndarray) 
 
     It is smooth, so half the resolution is enough.
     """
+    x, y, z = position.tolist()
     depth = raster.depth[::2, ::2]
-    up = np.float32(camera_height) - raster.down[::2] * depth
-    square = (raster.across[:, ::2] * depth - np.float32(position[0])) ** 2
-    square += (up - np.float32(position[1])) ** 2
-    square += (depth - np.float32(position[2])) ** 2
-    cosine = np.clip((np.float32(position[1]) - up) / np.float32(position[1]), 0, 1)
-    light = cosine / (square + 1)
+    up = camera_height - raster.down[::2] * depth
+    square = (raster.across[:, ::2] * depth - x) ** 2 + (up - y) ** 2 + (depth - z) ** 2
+    light = np.clip((y - up) / y, 0, 1) / (square + 1)
     height, width = raster.depth.shape
     return np.repeat(np.repeat(light, 2, 0), 2, 1)[:height, :width]
 
@@ -206,8 +198,6 @@ def glare(glow: np.ndarray, width: int, halos: tuple[tuple[float, float], ...]) 
     A halo is (sigma as a share of the image's `width`, weight). The blurs are far wider than a
     pixel, so they are computed on reduced images.
     """
-    if not glow.any():
-        return np.zeros_like(glow)
     height = glow.shape[0]
     spread = None
     for sigma, weight in sorted(halos, reverse=True):
@@ -217,9 +207,9 @@ def glare(glow: np.ndarray, width: int, halos: tuple[tuple[float, float], ...]) 
         kernel = np.exp(-0.5 * (np.arange(-6, 7) * step / (sigma * width)) ** 2).astype(np.float32)
         reduced = np.float32(weight) * blurred(reduced, kernel / kernel.sum())
         if spread is not None:
-            reduced = reduced + resized(np.ascontiguousarray(spread), small)
+            reduced += resized(spread, small)
         spread = reduced
-    return resized(np.ascontiguousarray(spread), (width, height))
+    return resized(spread, (width, height))
 
 
 def blurred(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -233,7 +223,7 @@ def blurred(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 def shaken(image: np.ndarray, scene: Scene) -> np.ndarray:
     """Motion blur: the mean over the pixels that the view turns sideways in one exposure."""
-    pixels = round(scene.shake * FOCAL * image.shape[-1] / LABEL_SIZE[0])
+    pixels = round(scene.shake * FOCAL * image.shape[-1] / LABEL_WIDTH)
     if pixels < 1:
         return image
     total = image.copy()
@@ -252,7 +242,7 @@ def rgb_camera(scene: Scene, light: np.ndarray, rng: Generator) -> np.ndarray:
     """
     gain = scene.shot_gain
     read = np.exp(2.18 * np.log(gain) + 1.20 + rng.normal(0, 0.26))
-    noisy = np.sqrt(np.float32(gain) * light + np.float32(read))
+    noisy = np.sqrt(gain * light + np.float32(read))
     noisy *= noise(light.shape, rng)
     noisy += light
     levels = tone(noisy, DAY_CURVE if scene.condition.day else NIGHT_CURVE)
@@ -284,10 +274,10 @@ def range_profiles() -> tuple[np.ndarray, np.ndarray]:
 
 
 def backscatter(extinction: float) -> np.ndarray:
-    """DN that fog throws into each slice from up to each range, [3, R]; `extinction` in 1/m.
+    """Fog's backscatter in DN, for each slice, summed up to each range: [3, R].
 
-    The integral of pi * beta * S(r) * exp(-2 * extinction * r), with beta = BACKSCATTER /
-    visibility.
+    The integral of pi * beta * S(r) * exp(-2 * extinction * r), with `extinction` in 1/m and
+    beta = BACKSCATTER / visibility.
     """
     ranges, profiles = range_profiles()
     beta = BACKSCATTER * extinction / np.log(20)
@@ -301,31 +291,26 @@ def gated_camera(scene: Scene, raster: Raster, rng: Generator) -> list[np.ndarra
     dark level + stray light + daylight + albedo * S(r) * exp(-2 * extinction * r) + backscatter(r)
     + noise, clipped at 1023.
     """
-    part, factor = raster.part, raster.factor
-    surfaces = [(s.nir, s.retro, s.nir_glow) for s in raster.surfaces]
-    albedos, retros, glows = np.array(surfaces, np.float32).T
     ranges, profiles = range_profiles()
     returns = profiles * np.exp(-2 * scene.extinction * ranges)
     thrown_back = backscatter(scene.extinction)
     flood = laser_field(raster)
-    albedo = lookup(albedos, part) * raster.texture
+    albedo = lookup_in_surfaces("nir", raster) * raster.texture
     reflected = albedo * raster.incidence
-    reflected += lookup(retros, part)
+    reflected += lookup_in_surfaces("retro", raster)
     reflected *= flood
-    index = raster.distance * np.float32(1 / RANGE_STEP) - np.float32(0.5)
+    index = raster.distance * (1 / RANGE_STEP) - 0.5
     index = np.clip(index, 0, len(ranges) - 1).astype(np.int32)
-    daylight = albedo * np.float32(NIR_DAYLIGHT * scene.ambient)
-    steady = shrink(daylight + lookup(glows, part), factor)
+    daylight = albedo * (NIR_DAYLIGHT * scene.ambient)
+    steady = shrink(daylight + lookup_in_surfaces("nir_glow", raster), raster.factor)
     slices = []
     for number, dark in enumerate(DARK_LEVEL):
         signal = reflected * lookup(returns[number], index)
         if scene.extinction > HAZY:
             signal += flood * lookup(thrown_back[number], index)
-        signal = shrink(signal, factor)
-        digital = noise(signal.shape, rng) * np.float32(GATED_NOISE)
-        digital += signal
-        digital += steady
-        digital += np.float32(dark + NIR_STRAY)
+        signal = shrink(signal, raster.factor)
+        digital = noise(signal.shape, rng) * GATED_NOISE + signal + steady
+        digital += dark + NIR_STRAY
         digital = np.clip(digital, 0, 1023, out=digital).astype(np.uint16)
         slices.append((digital >> 2).astype(np.uint8))
     return slices
@@ -333,5 +318,4 @@ def gated_camera(scene: Scene, raster: Raster, rng: Generator) -> list[np.ndarra
 
 def laser_field(raster: Raster) -> np.ndarray:
     """How strongly the laser lights each pixel's direction, 1 in the middle: [H, W]."""
-    across = np.exp(-((raster.across / np.float32(0.4)) ** 2))
-    return across * np.exp(-((raster.down / np.float32(0.25)) ** 2))
+    return np.exp(-((raster.across / 0.4) ** 2)) * np.exp(-((raster.down / 0.25) ** 2))

@@ -18,7 +18,6 @@ from cmkd.simulator.shapes import (
     rectangle,
     rounded,
     shaded,
-    upright,
 )
 
 HIP, NECK = 0.51, 0.815  # heights above the feet
@@ -79,14 +78,12 @@ class Clothes:
 
 
 def person(rng: Generator, x: float, distance: float, time: float = 0.0, pose: str = "") -> Thing:
-    """A person of 1.0-2.0 m, seen from any side, with jointed arms and legs.
+    """A person of 1.0-2.0 m, seen from any side; an empty `pose` is drawn at random.
 
-    `pose` is walking, standing, seated or riding; empty: drawn at random. `time`, in seconds, moves
-    a walker's legs and position. It changes no random number.
+    `time`, in seconds, moves a walker's legs and position. It changes no random number.
     """
     height = body_height(rng)
-    body, speed, away = draw_body(rng, time, pose)
-    velocity = (body.facing * speed, away * speed)
+    body, velocity = draw_body(rng, time, pose)
     x, distance = x + velocity[0] * time, distance + velocity[1] * time
     clothes = draw_clothes(rng)
     parts = body_parts(rng, body, clothes)
@@ -97,8 +94,7 @@ def person(rng: Generator, x: float, distance: float, time: float = 0.0, pose: s
     scale = height if body.sits else height / (highest - lowest)
     raised_by = PEDAL if body.pose == "riding" else 0.0
     placed = [
-        (points * [scale, scale, 1] + [x, raised_by - lowest * scale, distance], surface)
-        for points, surface in parts
+        (points * scale + [x, raised_by - lowest * scale], surface) for points, surface in parts
     ]
     dimensions = (scale * (highest - lowest), 2 * height * body.radius, 0.2 * height)
     return Thing(distance, placed, "Pedestrian", (x, 0.0, distance), dimensions, velocity=velocity)
@@ -111,8 +107,8 @@ def body_height(rng: Generator) -> float:
     return float(np.clip(height, 1.0, 2.0))
 
 
-def draw_body(rng: Generator, time: float, pose: str) -> tuple[Body, float, float]:
-    """A body, its speed in m/s, and the share of the speed that leads away from the camera."""
+def draw_body(rng: Generator, time: float, pose: str) -> tuple[Body, tuple[float, float]]:
+    """A body, and its velocity along X and Z in m/s."""
     drawn = str(rng.choice(["walking", "standing", "seated"], p=[0.68, 0.24, 0.08]))
     pose = pose or drawn
     # A rider is always seen from the side, like the bicycle.
@@ -127,7 +123,8 @@ def draw_body(rng: Generator, time: float, pose: str) -> tuple[Body, float, floa
         stride, speed = still, 0.0
     build = rng.uniform(0.9, 1.25)
     radius = build * (0.115 - 0.045 * side)
-    return Body(pose, side, forward, stride, build, radius), speed, away
+    body = Body(pose, side, forward, stride, build, radius)
+    return body, (body.facing * speed, away * speed)
 
 
 def clothing(rng: Generator) -> Surface:
@@ -152,12 +149,11 @@ def draw_clothes(rng: Generator) -> Clothes:
 
 def body_parts(rng: Generator, body: Body, clothes: Clothes) -> list[Part]:
     """The parts of a person of height 1 at X = 0: far limbs, torso, near arm, head."""
-    parts = leg_parts(rng, body, clothes, 0)
-    parts += arm_parts(rng, body, clothes, 0)
-    parts += leg_parts(rng, body, clothes, 1)
-    near_arm = arm_parts(rng, body, clothes, 1)
-    parts += torso_parts(rng, body, clothes.top)
-    parts += near_arm
+    parts = []
+    for index in (0, 1):
+        parts += leg_parts(rng, body, clothes, index)
+        arm = arm_parts(rng, body, clothes, index)
+        parts += arm if index == 0 else torso_parts(rng, body, clothes.top) + arm
     if rng.random() < 0.3 and not body.sits:
         parts += bag_parts(rng, body)
     parts += head_parts(rng, body, clothes)
@@ -169,7 +165,7 @@ def body_parts(rng: Generator, body: Body, clothes: Clothes) -> list[Part]:
 
 
 def direction(angle: float) -> np.ndarray:
-    """The unit vector (X, Y) that hangs down at angle 0 and turns towards +X."""
+    """The unit vector (X, Y) that points down at angle 0 and turns towards +X."""
     return np.array([np.sin(angle), -np.cos(angle)])
 
 
@@ -226,7 +222,7 @@ def torso_parts(rng: Generator, body: Body, cloth: Surface) -> list[Part]:
         ]
         outline = flank + [(-u, v) for u, v in flank[::-1]]
         leaning = [(u + body.lean * (v - 0.51) / 0.305, v) for u, v in outline]
-        parts.append((upright(leaning), shaded(cloth, brightness)))
+        parts.append((np.array(leaning), shaded(cloth, brightness)))
     return parts
 
 
@@ -239,7 +235,7 @@ def bag_parts(rng: Generator, body: Body) -> list[Part]:
 
 
 def head_parts(rng: Generator, body: Body, clothes: Clothes) -> list[Part]:
-    """Neck, hair and face; 30 % look away, so that the face is hair."""
+    """Neck, hair and face; 30 % face away and show hair."""
     head = body.neck + [body.facing * 0.012, 0.095]
     face = head + [body.facing * 0.014, -0.012]
     face_surface = clothes.skin if rng.random() < 0.7 else clothes.hair
@@ -255,22 +251,14 @@ def bicycle(rng: Generator, x: float, distance: float) -> Thing:
     paint = Surface(tuple(rng.uniform(0.02, 0.4, 3)), rng.uniform(0.2, 0.5))
     rubber = Surface((0.03, 0.03, 0.03), 0.1)
     flip = float(rng.choice([-1, 1]))
-    joints = {"rear hub": [-0.52, 0.34], "pedals": [-0.08, 0.3], "saddle": [-0.25, 0.85]}
-    joints |= {"head": [0.36, 0.85], "front hub": [0.52, 0.34]}
-    points = {name: np.array(joint) * [flip, 1] + [x, 0] for name, joint in joints.items()}
-    tubes = (
-        ("rear hub", "pedals"),
-        ("pedals", "saddle"),
-        ("saddle", "head"),
-        ("head", "front hub"),
-        ("pedals", "head"),
-        ("rear hub", "saddle"),
-    )
-    wheels = [annulus(x + flip * hub, 0.34, 0.34, 0.045, distance) for hub in (-0.52, 0.52)]
-    frame = [limb(points[start], points[end], 0.02, 0.02, distance) for start, end in tubes]
-    parts = [(wheel, rubber) for wheel in wheels] + [(tube, paint) for tube in frame]
+    joints = np.array([[-0.52, 0.34], [-0.08, 0.3], [-0.25, 0.85], [0.36, 0.85], [0.52, 0.34]])
+    rear_hub, pedals, saddle, head, front_hub = joints * [flip, 1] + [x, 0]
+    tubes = [(rear_hub, pedals), (pedals, saddle), (saddle, head), (head, front_hub)]
+    tubes += [(pedals, head), (rear_hub, saddle)]
+    parts = [(annulus(*hub, 0.34, 0.045), rubber) for hub in (rear_hub, front_hub)]
+    parts += [(limb(*tube, 0.02, 0.02), paint) for tube in tubes]
     reflector = Surface((0.4, 0.02, 0.02), 0.5, retro=rng.uniform(2, 8))
-    parts.append((ellipse(x - flip * 0.6, 0.6, 0.035, 0.035, distance, 8), reflector))
+    parts.append((ellipse(x - flip * 0.6, 0.6, 0.035, 0.035, 8), reflector))
     return Thing(distance, parts, "RidableVehicle", (x, 0.0, distance), (1.05, 0.5, 1.75))
 
 
@@ -287,6 +275,6 @@ def cyclist(rng: Generator, x: float, distance: float, time: float) -> Thing:
 def bench(x: float, distance: float) -> Thing:
     """A bench for a seated person."""
     wood = Surface((0.12, 0.08, 0.05), 0.35)
-    shapes = [rectangle(x - 0.7, 0.42, x + 0.7, 0.5, distance)]
-    shapes += [rectangle(leg - 0.04, 0.0, leg + 0.04, 0.42, distance) for leg in (x - 0.6, x + 0.6)]
+    shapes = [rectangle(x - 0.7, 0.42, x + 0.7, 0.5)]
+    shapes += [rectangle(leg - 0.04, 0.0, leg + 0.04, 0.42) for leg in (x - 0.6, x + 0.6)]
     return Thing(distance, [(shape, wood) for shape in shapes])

@@ -9,11 +9,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cmkd.frames.annotations import LABEL_HEIGHT, LABEL_WIDTH
 from cmkd.simulator.scene import Scene
-from cmkd.simulator.shapes import Part, Surface
+from cmkd.simulator.shapes import Surface
 
-# Label space: boxes are in the gated sensor's pixels, whatever the size of the stored images.
-LABEL_SIZE = (1280, 720)
+LABEL_SIZE = (LABEL_WIDTH, LABEL_HEIGHT)
 FOCAL, CENTRE = 2322.4, (667.8, 261.1)  # of the gated camera, in pixels of label space
 RGB_OFFSET = (-0.110, 0.027)  # m: the RGB camera is this far to the right of the gated one and up
 RGB_DELAY = 0.021  # s between the slices and the RGB image
@@ -47,12 +47,13 @@ class Raster:
 
 @dataclass(frozen=True)
 class Polygons:
-    """The parts of a scene as a camera sees them: corners of all parts in one array."""
+    """The corners of all parts of a scene as a camera sees them."""
 
     points: np.ndarray  # X, -Y from the camera, Z in m, [corners, 3]
     pixels: np.ndarray  # [corners, 2]
     first: np.ndarray  # index of a part's first corner, [parts]
     counts: np.ndarray  # corners of a part, [parts]
+    owner: np.ndarray  # index of a part's thing, [parts]
 
     @property
     def ends(self) -> np.ndarray:
@@ -70,11 +71,9 @@ def rasterise(
     """
     factor = 2 if size[1] < DOUBLED_BELOW else 1
     width, height = size[0] * factor, size[1] * factor
-    focal = (FOCAL * width / LABEL_SIZE[0], FOCAL * height / LABEL_SIZE[1])
-    centre = (CENTRE[0] * width / LABEL_SIZE[0], CENTRE[1] * height / LABEL_SIZE[1])
-    parts = [part for thing in scene.things for part in thing.parts]
-    owner = np.repeat(np.arange(len(scene.things)), [len(thing.parts) for thing in scene.things])
-    polygons = project(scene, parts, owner, focal, centre, as_rgb)
+    focal = (np.array([width, height]) * FOCAL / LABEL_SIZE).tolist()
+    centre = (np.array([width, height]) * CENTRE / LABEL_SIZE).tolist()
+    polygons = project(scene, focal, centre, as_rgb)
     part = paint(polygons, (width, height))
 
     normals = plane_normals(polygons)
@@ -89,14 +88,16 @@ def rasterise(
     np.reciprocal(np.clip(depth, 1e-4, 1.0, out=depth), out=depth)
     distance = depth * np.sqrt(1 + x * x + y * y)
 
-    surfaces = [SKY, *(surface for _, surface in parts)]
+    surfaces = [SKY, *(surface for thing in scene.things for _, surface in thing.parts)]
     rough = np.array([surface.rough for surface in surfaces], np.float32)
-    cosine = np.minimum(1 / (lookup(length, part) * distance), 1)
+    incidence = np.minimum(1 / (lookup(length, part) * distance), 1)
     # cosine + rough * (1 - cosine)
-    incidence = cosine * lookup(1 - rough, part) + lookup(rough, part)
+    incidence = incidence * lookup(1 - rough, part) + lookup(rough, part)
     texture = texture_of(depth, x, y, texture_offset)
-    texture *= lookup(np.array([surface.texture for surface in surfaces], np.float32), part)
+    texture *= lookup([surface.texture for surface in surfaces], part)
     np.clip(texture + 1, 0.1, 2.5, out=texture)
+    bounds = zip(polygons.first, polygons.ends, strict=True)
+    outlines = iter([polygons.pixels[start:end] for start, end in bounds])
     return Raster(
         size,
         factor,
@@ -109,31 +110,25 @@ def rasterise(
         upward=np.abs(normals[:, 1]) / length,
         texture=texture,
         surfaces=surfaces,
-        owner=np.concatenate([[-1], owner]),
-        outlines=outlines_by_thing(polygons, owner, len(scene.things)),
+        owner=np.concatenate([[-1], polygons.owner]),
+        outlines=[[next(outlines) for _ in thing.parts] for thing in scene.things],
     )
 
 
-def project(
-    scene: Scene,
-    parts: list[Part],
-    owner: np.ndarray,
-    focal: tuple[float, float],
-    centre: tuple[float, float],
-    as_rgb: bool,
-) -> Polygons:
+def project(scene: Scene, focal: list[float], centre: list[float], as_rgb: bool) -> Polygons:
     """The corners of all parts in camera coordinates and in pixels."""
-    counts = np.array([len(corners) for corners, _ in parts])
-    world = np.concatenate([corners for corners, _ in parts])
-    points = world * [1, -1, 1] + [0, scene.camera_height, 0]
+    corners = [corners for thing in scene.things for corners, _ in thing.parts]
+    counts = np.array([len(each) for each in corners])
+    owner = np.repeat(np.arange(len(scene.things)), [len(thing.parts) for thing in scene.things])
+    points = np.concatenate(corners) * [1, -1, 1] + [0, scene.camera_height, 0]
     if as_rgb:
         points = seen_by_rgb(scene, points, np.repeat(owner, counts))
     pixels = points[:, :2] / points[:, 2:] * focal + centre
-    return Polygons(points, pixels, np.cumsum(counts) - counts, counts)
+    return Polygons(points, pixels, np.cumsum(counts) - counts, counts, owner)
 
 
 def seen_by_rgb(scene: Scene, points: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Move points [N, 3] so that the gated camera would see them at their place in the RGB image.
+    """Move points [N, 3] so that the gated camera would see them as they are in the RGB image.
 
     The RGB camera is beside the gated one, and its image is taken later. Preparation then warps the
     image by the plane at 30 m. A point at another distance Z is off by
@@ -175,27 +170,18 @@ def plane_normals(polygons: Polygons) -> np.ndarray:
     return np.vstack([[0, 0, 1e-4], normals]).astype(np.float32)
 
 
-def outlines_by_thing(polygons: Polygons, owner: np.ndarray, things: int) -> list[list[np.ndarray]]:
-    """The outlines in pixels of each thing's parts."""
-    bounds = np.searchsorted(owner, np.arange(things + 1))
-    outlines = [
-        polygons.pixels[start:end] for start, end in zip(polygons.first, polygons.ends, strict=True)
-    ]
-    return [outlines[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
-
-
 def texture_of(depth: np.ndarray, x: np.ndarray, y: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """World texture at each pixel, mean 0 and deviation 1: [H, W].
 
     `x` and `y` are the rays' X / Z and -Y / Z. The texture repeats: `offset`, in cells, makes
     places differ.
     """
-    scale = np.float32(1 / TEXTURE_CELL)
+    scale = 1 / TEXTURE_CELL
     # Depth counts too, so that the texture of the road varies along it. Adding whole periods keeps
     # the indices positive.
-    periods = np.float32(TEXTURE_CELLS * 64)
-    row = (depth * (np.float32(0.7) - y) * scale + periods).astype(np.int32)
-    column = (depth * (np.float32(0.3) + x) * scale + periods).astype(np.int32)
+    periods = TEXTURE_CELLS * 64
+    row = (depth * (0.7 - y) * scale + periods).astype(np.int32)
+    column = (depth * (0.3 + x) * scale + periods).astype(np.int32)
     row = (row + int(offset[0])) & (TEXTURE_CELLS - 1)
     column = (column + int(offset[1])) & (TEXTURE_CELLS - 1)
     return np.take(world_texture(), row * TEXTURE_CELLS + column)
@@ -215,6 +201,11 @@ def world_texture() -> np.ndarray:
 def lookup(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """`values[index]` as float32; for large maps of indices this is the fast way."""
     return np.take(np.ascontiguousarray(values, np.float32), index)
+
+
+def lookup_in_surfaces(name: str, raster: Raster) -> np.ndarray:
+    """A property of the surface that each pixel sees, float32 [H, W] of the raster."""
+    return lookup([getattr(surface, name) for surface in raster.surfaces], raster.part)
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:

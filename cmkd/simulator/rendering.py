@@ -1,14 +1,63 @@
-"""What the two cameras see at the moment of a frame."""
+"""The frames of a simulated data set, and what the two cameras see in each."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
 
+from cmkd.frames.layout import SPLITS
 from cmkd.simulator.cameras import rgb_light
-from cmkd.simulator.planning import SECONDS_BETWEEN_FRAMES, PlannedFrame
 from cmkd.simulator.raster import Raster, rasterise
 from cmkd.simulator.scene import CONDITIONS, Scene, sample_scene
+
+SECONDS_BETWEEN_FRAMES = 0.8
+
+
+@dataclass(frozen=True)
+class PlannedFrame:
+    """The place and the moment of a frame. A recording is one place in one condition."""
+
+    name: str
+    split: str
+    condition: str
+    recording: int
+    moment: int  # number of the frame within its recording
+
+    @property
+    def is_night(self) -> bool:
+        """Whether it belongs in the night lists; dusk does."""
+        return not CONDITIONS[self.condition].day
+
+
+def plan_frames(
+    counts: list[int], mix: dict[str, float], seed: int, frames_per_recording: int = 4
+) -> list[PlannedFrame]:
+    """The frames of all splits, `counts` of each, in the shares of `mix` (condition -> share).
+
+    No recording is in two splits.
+    """
+    planned: list[PlannedFrame] = []
+    first = 0  # the split's first recording
+    for number, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
+        recordings = -(-count // frames_per_recording)
+        conditions = np.array(deal_conditions(recordings, mix), object)
+        np.random.default_rng([seed, number]).shuffle(conditions)
+        for index in range(count):
+            place, moment = divmod(index, frames_per_recording)
+            condition, recording = conditions[place], first + place
+            name = f"{condition}_{recording:05d}_{moment:02d}"
+            planned.append(PlannedFrame(name, split, condition, recording, moment))
+        first += recordings
+    return planned
+
+
+def deal_conditions(count: int, mix: dict[str, float]) -> list[str]:
+    """`count` conditions in the shares of `mix`: whole numbers by the largest remainder."""
+    whole = {name: int(count * share) for name, share in mix.items()}
+    by_remainder = sorted(mix, key=lambda name: whole[name] - count * mix[name])
+    for name in by_remainder[: count - sum(whole.values())]:
+        whole[name] += 1
+    return [name for name, number in whole.items() for _ in range(number)]
 
 
 @dataclass(frozen=True)
@@ -24,7 +73,7 @@ class View:
 
 
 def render(frame: PlannedFrame, seed: int, size: tuple[int, int], misaligned: bool) -> View:
-    """What both cameras see of a frame. Only seed, recording and moment decide what is there.
+    """Both views of a frame. What is there depends only on seed, recording and moment.
 
     `size` is (width, height) in pixels. If not `misaligned`, the RGB camera sees what the gated one
     sees.
@@ -34,6 +83,5 @@ def render(frame: PlannedFrame, seed: int, size: tuple[int, int], misaligned: bo
     scene = sample_scene(place, CONDITIONS[frame.condition], frame.moment * SECONDS_BETWEEN_FRAMES)
     gated_raster = rasterise(scene, size, texture_offset)
     rgb_raster = rasterise(scene, size, texture_offset, as_rgb=True) if misaligned else gated_raster
-    reflected, emitted = rgb_light(scene, rgb_raster)
     noise = np.random.default_rng([seed, 2, frame.recording, frame.moment])
-    return View(scene, rgb_raster, gated_raster, reflected, emitted, noise)
+    return View(scene, rgb_raster, gated_raster, *rgb_light(scene, rgb_raster), noise)

@@ -1,6 +1,6 @@
 """A place on the simulated road: what is there, in which light and air.
 
-`sample_scene` draws a place and moves it on in time. World axes: X right, Y up from the road, Z
+`sample_scene` draws a place and advances it in time. World axes: X right, Y up from the road, Z
 forward, in metres; the camera is at (0, camera_height, 0). All things are flat polygons, so that
 the depth of every pixel is exact. Nothing here depends on the image size.
 """
@@ -10,20 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.random import Generator
 
+from cmkd.simulator import street
 from cmkd.simulator.people import bench, bicycle, cyclist, person
 from cmkd.simulator.shapes import Thing, log_uniform
-from cmkd.simulator.street import (
-    NEAREST,
-    Lamp,
-    bush,
-    houses,
-    post,
-    road,
-    sign,
-    snowflakes,
-    street_lamp,
-    tree,
-)
 from cmkd.simulator.vehicles import car, lorry
 
 NEAREST_PERSON, FARTHEST_PERSON = 5.0, 90.0  # m
@@ -69,7 +58,7 @@ class Scene:
     beam_cut: float  # slope of the low beam's upper edge
     shot_gain: float  # variance of the RGB noise for each unit of light
     shake: float  # radians that the view turns sideways in one RGB exposure
-    lamps: list[Lamp] = field(default_factory=list)
+    lamps: list[street.Lamp] = field(default_factory=list)
 
 
 def sample_scene(rng: Generator, condition: Condition, time: float = 0.0) -> Scene:
@@ -92,18 +81,19 @@ def sample_scene(rng: Generator, condition: Condition, time: float = 0.0) -> Sce
         shake=abs(rng.normal(0, 8e-4)),
     )
     travelled, edge = scene.speed * time, rng.uniform(8, 13)
-    things = [road(rng, edge, travelled, condition.snow)]
-    things += houses(rng, edge, travelled, not condition.day)
+    things = [street.road(rng, edge, travelled, condition.snow)]
+    things += street.houses(rng, edge, travelled, not condition.day)
     vehicles = place_vehicles(rng, travelled, time, condition.day)
     things += vehicles
     things += place_roadside(rng, edge, travelled)
-    posts, lamps = place_lamps(rng, travelled, not condition.day)
-    things += posts
+    lamp_posts = place_lamps(rng, travelled, not condition.day)
+    things += [post for post, _ in lamp_posts]
     things += place_people(rng, edge, vehicles, travelled, time)
     if condition.snow:
-        things += snowflakes(rng)
-    scene.lamps = [lamp for lamp in lamps if lamp[0][2] > 0]
-    in_view = [thing for thing in things if thing.distance > NEAREST]
+        things += street.snowflakes(rng)
+    if not condition.day:
+        scene.lamps = [lamp for post, lamp in lamp_posts if post.distance > 0]
+    in_view = [thing for thing in things if thing.distance > street.NEAREST]
     scene.things = sorted(in_view, key=lambda thing: -thing.distance)
     return scene
 
@@ -140,7 +130,7 @@ def beside_road(rng: Generator, edge: float) -> float:
 def place_roadside(rng: Generator, edge: float, travelled: float) -> list[Thing]:
     """Signs, posts, trees and groups of bushes."""
     things = []
-    for make, most in ((sign, 4), (post, 5), (tree, 3)):
+    for make, most in ((street.sign, 4), (street.post, 5), (street.tree, 3)):
         for _ in range(int(rng.integers(0, most + 1))):
             x = beside_road(rng, edge)
             things.append(make(rng, x, rng.uniform(9, 85) - travelled))
@@ -148,21 +138,19 @@ def place_roadside(rng: Generator, edge: float, travelled: float) -> list[Thing]
         x, distance = beside_road(rng, edge), rng.uniform(10, 70) - travelled
         height = rng.uniform(0.6, 2.0)
         count = int(rng.integers(1, 4))
-        things += [bush(rng, x + 0.7 * index * height, distance, height) for index in range(count)]
+        steps = 0.7 * np.arange(count) * height
+        things += [street.bush(rng, x + step, distance, height) for step in steps]
     return things
 
 
-def place_lamps(rng: Generator, travelled: float, night: bool) -> tuple[list[Thing], list[Lamp]]:
+def place_lamps(rng: Generator, travelled: float, night: bool) -> list[tuple[Thing, street.Lamp]]:
     """Lamp posts, in half of the places; they are lit at `night`."""
-    things, lamps = [], []
+    posts = []
     if rng.random() < 0.5:
         for _ in range(int(rng.integers(1, 4))):
             x = rng.choice([-8.0, 5.0]) + rng.uniform(-1, 1)
-            thing, lamp = street_lamp(rng, x, rng.uniform(15, 75) - travelled, night)
-            things.append(thing)
-            if night:
-                lamps.append(lamp)
-    return things, lamps
+            posts.append(street.street_lamp(rng, x, rng.uniform(15, 75) - travelled, night))
+    return posts
 
 
 def place_people(

@@ -3,7 +3,7 @@
 World axes: X right, Y up from the road, Z forward, in metres. `distance` is Z.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -25,12 +25,16 @@ class Surface:
     nir_glow: float = 0.0  # own light in the gated slices, DN
 
 
-Part = tuple[np.ndarray, Surface]  # corners [N, 3] in metres, material
+# Corners in metres, material. Corners are [N, 3], or [N, 2] if the part faces the camera.
+Part = tuple[np.ndarray, Surface]
 
 
 @dataclass
 class Thing:
-    """An object of the scene. Its parts are painted in their order."""
+    """An object of the scene. Its parts are painted in their order.
+
+    Parts that face the camera are put at the object's distance: all corners become [N, 3].
+    """
 
     distance: float  # m, Z
     parts: list[Part]
@@ -40,23 +44,28 @@ class Thing:
     group: int = -1  # people of one group (0 or more) can share one label
     velocity: tuple[float, float] = (0.0, 0.0)  # m/s over the ground along X and Z
 
+    def __post_init__(self) -> None:
+        self.parts = [(upright(corners, self.distance), surface) for corners, surface in self.parts]
+
 
 def log_uniform(rng: Generator, low: float, high: float) -> float:
     """A random number between `low` and `high` whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def upright(points: list[tuple[float, float]] | np.ndarray, distance: float = 0.0) -> np.ndarray:
-    """Points (X, Y) in the plane that faces the camera at `distance`: [N, 3]."""
+def upright(points: np.ndarray, distance: float) -> np.ndarray:
+    """Points [N, 2] moved to `distance`, facing the camera: [N, 3]. Others stay as they are."""
+    if points.shape[1] == 3:
+        return points
     placed = np.empty((len(points), 3))
     placed[:, :2] = points
     placed[:, 2] = distance
     return placed
 
 
-def rectangle(x0: float, y0: float, x1: float, y1: float, distance: float = 0.0) -> np.ndarray:
-    """An upright rectangle that faces the camera: [4, 3]."""
-    return upright([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], distance)
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
+    """A rectangle that faces the camera: [4, 2]."""
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
 def on_ground(x0: float, x1: float, z0: float, z1: float) -> np.ndarray:
@@ -76,36 +85,23 @@ def unit_circle(corners: int) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
-def ellipse(
-    x: float, y: float, radius_x: float, radius_y: float, distance: float = 0.0, corners: int = 14
-) -> np.ndarray:
-    """An upright ellipse that faces the camera: [corners, 3]."""
-    return upright(unit_circle(corners) * (radius_x, radius_y) + (x, y), distance)
+def ellipse(x: float, y: float, radius_x: float, radius_y: float, corners: int = 14) -> np.ndarray:
+    """An ellipse that faces the camera: [corners, 2]."""
+    return unit_circle(corners) * (radius_x, radius_y) + (x, y)
 
 
-def annulus(x: float, y: float, radius: float, width: float, distance: float) -> np.ndarray:
-    """An upright ring, one polygon that runs round outside and back inside: [34, 3]."""
+def annulus(x: float, y: float, radius: float, width: float) -> np.ndarray:
+    """A ring that faces the camera, one polygon that runs round and back inside: [34, 2]."""
     circle = np.concatenate([unit_circle(16), unit_circle(16)[:1]])
-    outline = np.concatenate([radius * circle, (radius - width) * circle[::-1]])
-    return upright([x, y] + outline, distance)
+    return [x, y] + np.concatenate([radius * circle, (radius - width) * circle[::-1]])
 
 
-def limb(
-    start: np.ndarray,
-    end: np.ndarray,
-    radius_start: float,
-    radius_end: float,
-    distance: float = 0.0,
-) -> np.ndarray:
-    """A tapered capsule from `start` to `end` (X, Y) that faces the camera: [14, 3]."""
+def limb(start: np.ndarray, end: np.ndarray, radius_start: float, radius_end: float) -> np.ndarray:
+    """A tapered capsule from `start` to `end` (X, Y) that faces the camera: [14, 2]."""
     along = (end - start) / max(np.hypot(*(end - start)), 1e-9)
     # Half a circle, turned so that it caps the start.
     cap = unit_circle(12)[:7] @ ((-along[1], along[0]), (-along[0], -along[1]))
-    points = np.empty((14, 3))
-    points[:7, :2] = start + radius_start * cap
-    points[7:, :2] = end - radius_end * cap
-    points[:, 2] = distance
-    return points
+    return np.concatenate([start + radius_start * cap, end - radius_end * cap])
 
 
 def rounded(
@@ -121,13 +117,5 @@ def rounded(
 
 def shaded(surface: Surface, factor: float) -> Surface:
     """The surface with its albedos multiplied by `factor`."""
-    red, green, blue = surface.rgb
-    return Surface(
-        (factor * red, factor * green, factor * blue),
-        factor * surface.nir,
-        surface.rough,
-        surface.texture,
-        surface.retro,
-        surface.glow,
-        surface.nir_glow,
-    )
+    rgb = tuple(factor * albedo for albedo in surface.rgb)
+    return replace(surface, rgb=rgb, nir=factor * surface.nir)

@@ -29,7 +29,7 @@ LEFT_KERB, RIGHT_KERB = -6.2, 2.9  # X of the road's edges; the own lane is arou
 SIGN_COLOURS = ((0.5, 0.03, 0.04), (0.05, 0.12, 0.5), (0.6, 0.6, 0.55), (0.6, 0.45, 0.05))
 SNOW_STRIPS = (-5.4, -3.6, -1.75, 0.0, 2.2)  # X of the snow between the wheel tracks
 
-Lamp = tuple[np.ndarray, float, np.ndarray]  # position (X, Y, Z), power, colour
+Lamp = tuple[np.ndarray, float, list[float]]  # position (X, Y, Z), power, colour
 
 
 def bush(rng: Generator, x: float, distance: float, height: float) -> Thing:
@@ -41,8 +41,7 @@ def bush(rng: Generator, x: float, distance: float, height: float) -> Thing:
     spread = height * 0.42 * np.sqrt(np.maximum(1 - level, 0.05))
     across = x + rng.normal(0, spread)
     centres = np.stack([across, np.maximum(radius, level * height - radius)], 1)
-    shapes = np.full((count, 7, 3), float(distance))
-    shapes[..., :2] = centres[:, None] + radius[:, None, None] * unit_circle(7)
+    shapes = centres[:, None] + radius[:, None, None] * unit_circle(7)
     parts = []
     for shape, brightness in zip(shapes, rng.uniform(0.3, 1, count), strict=True):
         parts.append((shape, Surface((0.05, 0.07, 0.03), nir * brightness, texture=0.6)))
@@ -54,16 +53,16 @@ def tree(rng: Generator, x: float, distance: float) -> Thing:
     bark = Surface((0.06, 0.05, 0.04), rng.uniform(0.15, 0.4), texture=0.3)
     trunk, height = rng.uniform(0.12, 0.25), rng.uniform(2.2, 4)
     fork = np.array([x, height])
-    parts = [(limb(np.array([x, 0.0]), fork, trunk, trunk * 0.7, distance), bark)]
+    parts = [(limb(np.array([x, 0.0]), fork, trunk, trunk * 0.7), bark)]
     for _ in range(int(rng.integers(5, 9))):
         angle = rng.normal(0, 0.6)
         tip = fork + rng.uniform(1.5, 3.5) * np.array([np.sin(angle), np.cos(angle)])
-        parts.append((limb(fork, tip, trunk * 0.4, trunk * 0.12, distance), bark))
+        parts.append((limb(fork, tip, trunk * 0.4, trunk * 0.12), bark))
         for _ in range(3):
             root = fork + (tip - fork) * rng.uniform(0.4, 1)
             turn = angle + rng.normal(0, 0.7)
             twig = root + rng.uniform(0.5, 1.5) * np.array([np.sin(turn), np.cos(turn)])
-            parts.append((limb(root, twig, trunk * 0.12, 0.01, distance), bark))
+            parts.append((limb(root, twig, trunk * 0.12, 0.01), bark))
     return Thing(distance, parts)
 
 
@@ -74,13 +73,13 @@ def post(rng: Generator, x: float, distance: float) -> Thing:
     body = Surface((grey, grey, grey), rng.uniform(0.15, 0.6))
     parts = []
     for width, brightness in ((1, 0.6), (0.8, 0.85), (0.5, 1)):
-        outline = rectangle(x - half * width, 0, x + half * width, height, distance)
+        outline = rectangle(x - half * width, 0, x + half * width, height)
         parts.append((outline, shaded(body, brightness)))
     if rng.random() < 0.4:
-        parts.append((ellipse(x, height, half * 1.2, half * 1.2, distance), body))
+        parts.append((ellipse(x, height, half * 1.2, half * 1.2), body))
     if rng.random() < 0.2:
         band = Surface((0.5, 0.5, 0.5), 0.6, retro=rng.uniform(1, 6))
-        parts.append((rectangle(x - half, height * 0.8, x + half, height * 0.9, distance), band))
+        parts.append((rectangle(x - half, height * 0.8, x + half, height * 0.9), band))
     return Thing(distance, parts)
 
 
@@ -92,16 +91,12 @@ def sign(rng: Generator, x: float, distance: float) -> Thing:
     corners = int(rng.choice([3, 4, 8, 16]))
     metal = Surface((0.2, 0.2, 0.2), rng.uniform(0.2, 0.5))
     inner = Surface((0.6, 0.6, 0.6), 0.5, texture=0.1, retro=plate.retro)
-    pole = rectangle(x - 0.04, 0, x + 0.04, level + radius, distance)
-    bar = rectangle(x - radius * 0.5, level - 0.05, x + radius * 0.5, level + 0.06, distance)
-    parts = [
-        (pole, metal),
-        (ellipse(x, level, radius, radius, distance, corners), plate),
-        (bar, inner),
-    ]
+    pole = rectangle(x - 0.04, 0, x + 0.04, level + radius)
+    bar = rectangle(x - radius * 0.5, level - 0.05, x + radius * 0.5, level + 0.06)
+    parts = [(pole, metal), (ellipse(x, level, radius, radius, corners), plate), (bar, inner)]
     if rng.random() < 0.4:
         below = level - radius
-        parts.append((rectangle(x - 0.3, below - 0.3, x + 0.3, below - 0.05, distance), inner))
+        parts.append((rectangle(x - 0.3, below - 0.3, x + 0.3, below - 0.05), inner))
     return Thing(distance, parts)
 
 
@@ -113,13 +108,13 @@ def street_lamp(rng: Generator, x: float, distance: float, lit: bool) -> tuple[T
     power = log_uniform(rng, 0.25, 2.0)
     metal = Surface((0.15, 0.15, 0.15), 0.3)
     bulb = Surface((0.5, 0.5, 0.5), 0.3, glow=tuple(1.5 * colour * lit), nir_glow=40.0 * lit)
-    boom = rectangle(min(x, arm), height - 0.04, max(x, arm), height + 0.04, distance)
+    boom = rectangle(min(x, arm), height - 0.04, max(x, arm), height + 0.04)
     parts = [
-        (rectangle(x - 0.07, 0, x + 0.07, height, distance), metal),
+        (rectangle(x - 0.07, 0, x + 0.07, height), metal),
         (boom, metal),
-        (ellipse(arm, height - 0.05, 0.25, 0.09, distance), bulb),
+        (ellipse(arm, height - 0.05, 0.25, 0.09), bulb),
     ]
-    return Thing(distance, parts), (np.array([arm, height, distance]), power, colour)
+    return Thing(distance, parts), (np.array([arm, height, distance]), power, colour.tolist())
 
 
 def road(rng: Generator, edge: float, travelled: float, snow: bool) -> Thing:
@@ -179,7 +174,7 @@ def houses(rng: Generator, edge: float, travelled: float, windows_lit: bool) -> 
     count = int(rng.integers(5, 12))
     things = [silhouette(rng, windows_lit) for _ in range(count)]
     wall = Surface((0.02, 0.02, 0.02), 0.3)
-    things.append(Thing(720, [(rectangle(-90, 0, 90, 1.6, 230), wall)]))
+    things.append(Thing(720, [(upright(rectangle(-90, 0, 90, 1.6), 230), wall)]))
     for x in (-edge, edge):
         if rng.random() < 0.4:
             continue
@@ -199,10 +194,10 @@ def silhouette(rng: Generator, windows_lit: bool) -> Thing:
     distance = rng.uniform(120, 220)
     grey = rng.uniform(0.04, 0.2)
     wall = Surface((grey, grey * 0.95, grey * 0.85), rng.uniform(0.1, 0.5))
-    parts = [(rectangle(x - half, 0, x + half, height, distance), wall)]
+    parts = [(upright(rectangle(x - half, 0, x + half, height), distance), wall)]
     for _ in range(int(rng.integers(0, 4))):
         left, bottom = x + rng.uniform(-half, half), rng.uniform(1, height)
-        window = rectangle(left, bottom, left + 0.8, bottom + 1.2, distance)
+        window = upright(rectangle(left, bottom, left + 0.8, bottom + 1.2), distance)
         parts.append((window, Surface((0.1, 0.1, 0.1), 0.1, glow=window_glow(rng, windows_lit))))
     return Thing(500 + distance, parts)
 
@@ -237,6 +232,6 @@ def snowflakes(rng: Generator) -> list[Thing]:
     for x, y, distance, radius in zip(across, heights, distances, radii, strict=True):
         if y > 0:
             tail = (x + 2 * radius * slant, y + 3 * radius)
-            outline = [(x - radius, y), (x, y - radius), (x + radius, y), tail]
-            flakes.append(Thing(distance, [(upright(outline, distance), white)]))
+            outline = np.array([(x - radius, y), (x, y - radius), (x + radius, y), tail])
+            flakes.append(Thing(distance, [(outline, white)]))
     return flakes

@@ -27,6 +27,11 @@ class Vehicle:
         return self.width / 2
 
     @property
+    def belt(self) -> float:
+        """The height at which a car's windows begin, in metres."""
+        return self.height * 0.58
+
+    @property
     def flank_in_view(self) -> bool:
         """Whether the camera sees a side wall: it looks past the vehicle."""
         return abs(self.x) > self.half
@@ -50,7 +55,7 @@ def lamps(
     parts = []
     for side in (-1, 1):
         centre = vehicle.x + side * (vehicle.half - 0.2)
-        parts.append((ellipse(centre, level, *radii, vehicle.distance), surface))
+        parts.append((ellipse(centre, level, *radii), surface))
     return parts
 
 
@@ -58,7 +63,7 @@ def tyres(vehicle: Vehicle, inset: float, half_width: float, height: float) -> l
     """The two tyres at the near end, `inset` from the edge of the body, in metres."""
     parts = []
     for x in (vehicle.x - vehicle.half + inset, vehicle.x + vehicle.half - inset):
-        outline = rectangle(x - half_width, 0, x + half_width, height, vehicle.distance)
+        outline = rectangle(x - half_width, 0, x + half_width, height)
         parts.append((outline, RUBBER))
     return parts
 
@@ -87,28 +92,24 @@ def car(rng: Generator, x: float, distance: float, view: str, lit: bool) -> Thin
     if view == "side":
         return vehicle.thing(car_from_side(vehicle, paint, flip), "PassengerCar")
 
-    parts = [(rectangle(x - vehicle.half, 0.0, x + vehicle.half, 0.3, distance + 0.5), RUBBER)]
+    underside = rectangle(x - vehicle.half, 0.0, x + vehicle.half, 0.3)
+    parts = [(upright(underside, distance + 0.5), RUBBER)]
     if vehicle.flank_in_view:
         parts += car_flank(vehicle, paint)
         parts.sort(key=lambda part: -part[0][:, 2].max())  # far to near
     parts += car_end(vehicle, paint)
-    parts.append((rectangle(x - 0.26, 0.48, x + 0.26, 0.6, distance), plate))
+    parts.append((rectangle(x - 0.26, 0.48, x + 0.26, 0.6), plate))
     if view == "front":
         parts += lamps(vehicle, 0.65, (0.17, 0.09), head_lamp(brightness, lit))
     else:
-        parts += lamps(vehicle, belt_line(vehicle) - 0.12, (0.1, 0.09), tail_lamp(tail_retro, lit))
+        parts += lamps(vehicle, vehicle.belt - 0.12, (0.1, 0.09), tail_lamp(tail_retro, lit))
     return vehicle.thing(parts, "PassengerCar")
-
-
-def belt_line(vehicle: Vehicle) -> float:
-    """The height at which a car's windows begin, in metres."""
-    return vehicle.height * 0.58
 
 
 def car_from_side(vehicle: Vehicle, paint: Surface, flip: int) -> list[Part]:
     """A car across the view, its nose to the right if `flip` is 1, else to the left."""
-    x, distance, length = vehicle.x, vehicle.distance, vehicle.length
-    belt, roof = belt_line(vehicle), vehicle.height - 0.09
+    x, length = vehicle.x, vehicle.length
+    belt, roof = vehicle.belt, vehicle.height - 0.09
     # (share of the length, height in metres)
     body = [
         (0, 0.3),
@@ -124,14 +125,14 @@ def car_from_side(vehicle: Vehicle, paint: Surface, flip: int) -> list[Part]:
     parts = []
     for outline, surface in ((body, paint), (window, GLASS)):
         points = np.array(outline) * [flip * length, 1] + [x - flip * length / 2, 0]
-        parts.append((upright(points, distance), surface))
-    wheels = [ellipse(x + hub * length, 0.32, 0.32, 0.32, distance) for hub in (-0.31, 0.31)]
+        parts.append((points, surface))
+    wheels = [ellipse(x + hub * length, 0.32, 0.32, 0.32) for hub in (-0.31, 0.31)]
     return parts + [(wheel, RUBBER) for wheel in wheels]
 
 
 def car_flank(vehicle: Vehicle, paint: Surface) -> list[Part]:
     """The side wall of a car along the road: sheet metal, windows and two wheels."""
-    length, height, belt = vehicle.length, vehicle.height, belt_line(vehicle)
+    length, height, belt = vehicle.length, vehicle.height, vehicle.belt
     metal = [(0, 0.3), (length, 0.3), (length, belt), (0, belt)]
     windows = [(0.4, belt), (length - 1.1, belt), (length - 1.7, height), (0.9, height)]
     parts = [(vehicle.flank(metal), shaded(paint, 0.8)), (vehicle.flank(windows), GLASS)]
@@ -144,14 +145,14 @@ def car_flank(vehicle: Vehicle, paint: Surface) -> list[Part]:
 
 def car_end(vehicle: Vehicle, paint: Surface) -> list[Part]:
     """The rear or front of a car: tyres, body and window."""
-    x, half, distance, belt = vehicle.x, vehicle.half, vehicle.distance, belt_line(vehicle)
+    x, half, belt = vehicle.x, vehicle.half, vehicle.belt
     parts = tyres(vehicle, inset=0.12, half_width=0.1, height=0.4)
     # Right half, (X from the middle, Y) in metres.
     body = [(half, 0.28), (half, belt), (half * 0.8, vehicle.height)]
     window = [(half * 0.85, belt), (half * 0.7, vehicle.height - 0.08)]
     for right, surface in ((body, paint), (window, GLASS)):
         outline = np.array(right + [(-u, v) for u, v in right[::-1]])
-        parts.append((upright(outline + [x, 0], distance), surface))
+        parts.append((outline + [x, 0], surface))
     return parts
 
 
@@ -163,20 +164,20 @@ def lorry(rng: Generator, x: float, distance: float, view: str, lit: bool) -> Th
     paint = Surface(tuple(shade * rng.uniform(0.7, 1.1, 3)), rng.uniform(0.15, 0.5), 0.3, 0.1)
     brightness, retro = rng.uniform(0.6, 3), rng.uniform(4, 12)
 
-    parts = [(rectangle(x - half, 0.1, x + half, 0.5, distance + 0.5), RUBBER)]
+    parts = [(upright(rectangle(x - half, 0.1, x + half, 0.5), distance + 0.5), RUBBER)]
     if vehicle.flank_in_view:
         wall = [(0, 0.5), (length, 0.5), (length, height), (0, height)]
         parts.append((vehicle.flank(wall), shaded(paint, 0.8)))
-    parts.append((rectangle(x - half, 0.5, x + half, height, distance), paint))
+    parts.append((rectangle(x - half, 0.5, x + half, height), paint))
     parts += tyres(vehicle, inset=0.2, half_width=0.15, height=0.6)
     if view == "front":
         left, right, top = x - half * 0.9, x + half * 0.9, height * 0.78
-        parts.append((rectangle(left, height * 0.5, right, top, distance), GLASS))
+        parts.append((rectangle(left, height * 0.5, right, top), GLASS))
         lamp = head_lamp(brightness, lit)
     else:
         mark = Surface((0.5, 0.1, 0.05), 0.5, retro=retro)
-        parts.append((rectangle(x - half, 0.7, x - half * 0.5, 0.82, distance), mark))
-        parts.append((rectangle(x + half * 0.5, 0.7, x + half, 0.82, distance), mark))
+        parts.append((rectangle(x - half, 0.7, x - half * 0.5, 0.82), mark))
+        parts.append((rectangle(x + half * 0.5, 0.7, x + half, 0.82), mark))
         lamp = tail_lamp(retro, lit)
     parts += lamps(vehicle, 0.9, (0.14, 0.1), lamp)
     return vehicle.thing(parts, "LargeVehicle")

@@ -23,18 +23,20 @@ from pathlib import Path
 from typing import Any
 
 from cmkd.evaluation.bootstrap import compare_detectors
+from cmkd.evaluation.options import add_draws, add_json, add_seeds, add_side_by_side, add_study
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime.command_line import OneLineParser, at_least
-from cmkd.runtime.failures import run, warn
+from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, read_json
 from cmkd.study.jobs import (
     UNREADABLE,
     Job,
     Records,
+    evaluation_job,
     option_value,
     option_words,
-    precision_words,
-    read_study,
+    read_study_records,
+    report_failures,
     run_jobs,
 )
 from cmkd.study.report import mean_and_deviation, tested_truth
@@ -46,8 +48,8 @@ START_WEIGHTS = r"\{seed\}/(\w+)\.pth"  # the network whose weights a variant st
 class Variant:
     """A run of the study with one thing changed.
 
-    Options that differ, {seed} standing for the folder of that seed; or the gated slice that is
-    taken for each of the three.
+    `options` are the options that differ; `{seed}` stands for that seed's folder. `slices` gives
+    the gated slice that replaces each of the three.
     """
 
     question: str
@@ -80,8 +82,8 @@ def link_slices(data: Path, folder: Path, slices: tuple[int, int, int]) -> Path:
     """Make a prepared folder of links to another one, with these of its slices as the three."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = {entry.name: entry for entry in data.iterdir() if not entry.name.startswith(".")}
-    for place, number in enumerate(slices):
-        sources[f"gated{place}"] = data / f"gated{number}"
+    for index, number in enumerate(slices):
+        sources[f"gated{index}"] = data / f"gated{number}"
     for name, source in sources.items():
         if not (folder / name).exists():
             (folder / name).symlink_to(source.resolve())
@@ -129,16 +131,17 @@ def variant_jobs(
     train = Job(title, arguments, weights)
 
     val_list = option_value(arguments, "--val-list")
-    scores = folder / "scores.json"
-    detections = folder / f"detections.{val_list}.json"
-    data = option_value(arguments, "--data")
-    arguments = [
-        "test.py",
-        *option_words(weights=weights, data=data, lists=val_list, workers=0),
-        *precision_words(arguments),
-        *option_words(json=scores, save_detections=detections),
-    ]
-    return train, Job(f"test/{title}", arguments, scores, (title,), reads=(weights,))
+    test = evaluation_job(
+        f"test/{title}",
+        title,
+        folder,
+        [weights],
+        Path(option_value(arguments, "--data")),
+        [val_list],
+        arguments,
+        detections=f"detections.{val_list}.json",
+    )
+    return train, test
 
 
 def ap_difference(
@@ -151,17 +154,16 @@ def ap_difference(
     """
     val_list = option_value(test.arguments, "--lists")
     data = Path(option_value(test.arguments, "--data"))
-    trained = read_json(variants[0] / "scores.json", UNREADABLE)
-    truth = tested_truth(data, val_list, trained["classes"], trained["ignore"])
+    scores = read_json(variants[0] / "scores.json", UNREADABLE)
+    truth = tested_truth(data, val_list, scores["classes"], scores["ignore"])
     aps, detections = {}, {}
     for role, folders in (("reference", references), ("variant", variants)):
         file = f"detections.{val_list}.json"
         detections[role] = [read_json(folder / file, UNREADABLE) for folder in folders]
         aps[role] = []
         for folder in folders:
-            scores = read_json(folder / "scores.json", UNREADABLE)
-            [metrics] = scores["metrics"][val_list].values()
-            aps[role].append(100 * metrics["AP"])
+            by_detector = read_json(folder / "scores.json", UNREADABLE)["metrics"][val_list]
+            aps[role] += [100 * metrics["AP"] for metrics in by_detector.values()]
     comparison = compare_detectors(truth, detections, "reference", None, samples)
     entry = comparison["variant"]["AP"]
     return {
@@ -173,15 +175,8 @@ def ap_difference(
 
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
-    parser.add_argument(
-        "--study",
-        type=Path,
-        default=Path("runs/cpu"),
-        help="folder of reproduce.py (default: runs/cpu)",
-    )
-    parser.add_argument(
-        "--seeds", type=at_least(0), nargs="+", default=[0], metavar="N", help="(default: 0)"
-    )
+    add_study(parser)
+    add_seeds(parser)
     parser.add_argument(
         "--only",
         nargs="+",
@@ -195,21 +190,9 @@ def parse_arguments() -> argparse.Namespace:
         type=at_least(1),
         help="for the variants and their references (default: the study's)",
     )
-    parser.add_argument(
-        "--side-by-side",
-        type=at_least(1),
-        metavar="N",
-        help="trainings at the same time (default: one per core, or what GPUs have room for)",
-    )
-    parser.add_argument(
-        "--draws",
-        type=at_least(1),
-        default=1000,
-        help="bootstrap samples for the intervals (default: 1000)",
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the numbers, and the table beside them"
-    )
+    add_side_by_side(parser)
+    add_draws(parser)
+    add_json(parser)
     args = parser.parse_args()
     args.seeds, args.only = sorted(set(args.seeds)), list(dict.fromkeys(args.only))
     return args
@@ -217,7 +200,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    records = read_study(args.study)
+    records = read_study_records(args.study)
     variants = {name: VARIANTS[name] for name in args.only}
     if args.epochs:  # the study's own runs have other epochs, so the references are trained too
         networks = dict.fromkeys(variant.network for variant in variants.values())
@@ -230,8 +213,6 @@ def main() -> None:
             training_of[name, seed], test_of[name, seed] = pair
     jobs = [job for key in test_of for job in (training_of[key], test_of[key])]
     failed = run_jobs(jobs, args.study / "ablations", args.side_by_side)
-    for job_name, reason in failed.items():
-        warn(f"{job_name}: {reason}")
 
     heading = [
         "question",
@@ -251,11 +232,7 @@ def main() -> None:
             figures[name] = ap_difference(test, references, own, args.draws)
             rows.append(variant_row(name, figures[name]))
     print_and_save(markdown_table(rows), figures, args.json)
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(jobs)} jobs failed: see above; the same command tries them "
-            "again"
-        )
+    report_failures(failed, len(jobs))
 
 
 def finished_folders(

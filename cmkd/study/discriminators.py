@@ -21,31 +21,34 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cmkd.evaluation.options import add_json, add_study
 from cmkd.evaluation.predict import to_device
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime.command_line import OneLineParser, at_least, non_negative_float
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
-from cmkd.study.jobs import read_study
+from cmkd.study.jobs import read_study_records
+from cmkd.viewing.feature_maps import PYRAMID
 from dataset import Batch, SeeingThroughFog, make_loader
 from engine import learning_rate
-from models import LEVELS, build_detector, build_discriminators, load_teacher, reverse_gradient
+from models import (
+    LEVELS,
+    DeterministicAdaptiveMaxPool,
+    build_detector,
+    build_discriminators,
+    load_teacher,
+    reverse_gradient,
+)
 from utils import detector_options, seed_everything, training_parser
 
 ROWS = 10
-LAST_MAP = 5  # layers of a discriminator up to its one-channel map
 
 Features = dict[str, Tensor]  # by level, `[B, C, h, w]`
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
-    parser.add_argument(
-        "--study",
-        type=Path,
-        default=Path("runs/cpu"),
-        help="folder of reproduce.py with a trained teacher (default: runs/cpu)",
-    )
+    add_study(parser)
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the study (default: 0)")
     parser.add_argument("--steps", type=at_least(ROWS), default=600, help="(default: 600)")
     parser.add_argument(
@@ -57,15 +60,13 @@ def parse_arguments() -> argparse.Namespace:
         default=0.0,
         help="of a leaky ReLU after the last convolution (published: 0)",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the numbers, and the table beside them"
-    )
+    add_json(parser)
     return parser.parse_args()
 
 
 def read_training_arguments(study: Path, seed: int) -> argparse.Namespace:
     """The arguments with which the study trained its baseline. Raises `UserError`."""
-    record = read_study(study).get(f"seed{seed}/baseline")
+    record = read_study_records(study).get(f"seed{seed}/baseline")
     if not record or not (study / f"seed{seed}/teacher.pth").is_file():
         raise UserError(f"{study} has no teacher of seed {seed}: run reproduce.py first")
     return training_parser("baseline", None).parse_args(record["arguments"][1:])
@@ -80,6 +81,12 @@ def domain_entropy(
     logits = torch.cat([student_logits, teacher_logits]).float()
     domains = torch.cat([torch.zeros_like(student_logits), torch.ones_like(teacher_logits)])
     return binary_cross_entropy_with_logits(logits, domains.float())
+
+
+def index_of_pool(discriminator: nn.Sequential) -> int:
+    """The layer that pools the one-channel map. The layer before it is the ReLU of that map."""
+    pools = [isinstance(layer, DeterministicAdaptiveMaxPool) for layer in discriminator]
+    return pools.index(True)
 
 
 @torch.no_grad()
@@ -97,7 +104,8 @@ def right_and_alive(
         student_right = (discriminator(student_features[level]) < 0).float().mean()
         teacher_right = (discriminator(teacher_features[level]) > 0).float().mean()
         right.append((student_right + teacher_right) / 2)
-        last_map = nn.Sequential(*list(discriminator)[:LAST_MAP])(teacher_features[level])
+        up_to_map = nn.Sequential(*list(discriminator)[: index_of_pool(discriminator)])
+        last_map = up_to_map(teacher_features[level])
         alive.append((last_map > 0).float().mean())
     discriminators.train()
     return right + alive
@@ -118,7 +126,7 @@ class Training:
         self.discriminators = build_discriminators().to(args.device).train()
         if options.slope:
             for discriminator in self.discriminators.values():
-                discriminator[LAST_MAP - 1] = nn.LeakyReLU(options.slope)
+                discriminator[index_of_pool(discriminator) - 1] = nn.LeakyReLU(options.slope)
         parameters = [*self.student.parameters(), *self.discriminators.parameters()]
         self.optimizer = SGD(parameters, args.lr, momentum=0.9, weight_decay=0.0005)
 
@@ -172,14 +180,14 @@ def main() -> None:
     dataset = SeeingThroughFog(
         args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip
     )
-    dataset.decode_once("ram", args.min_size, args.max_size)
+    dataset.use_cache("ram", args.min_size, args.max_size)
     loader = make_loader(dataset, args.batch_size, args.workers, shuffle=True)
     training = Training(args, options, dataset.num_classes)
     rows = watch(training, loader, options.seed, options.steps)
 
     heading = ["steps"]
     for what in ("entropy", "right", "alive"):
-        heading += [f"{what}, P{int(level) + 2}" for level in LEVELS]
+        heading += [f"{what}, {PYRAMID[level]}" for level in LEVELS]
     shown = [[step, *(f"{value:.2f}" for value in values)] for step, *values in rows]
     numbers = {
         "adv_weight": options.adv_weight,

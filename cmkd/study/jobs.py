@@ -5,6 +5,7 @@ What is done is not done again. What fails leaves a hole, and the rest continues
 
 import contextlib
 import fcntl
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from cmkd.runtime.command_line import cores
-from cmkd.runtime.failures import StopRequest
+from cmkd.runtime.failures import StopRequest, warn
 from cmkd.runtime.files import REPOSITORY, UserError, read_json, refuse_unwritable, save_json
 
 # Bytes; 5.5 GiB on a CPU at the published size (docs/performance.md).
@@ -34,8 +35,8 @@ Records = dict[str, dict[str, Any]]  # by a job's name: its arguments, and wheth
 class Job:
     """A script with its arguments, the file that it makes, and the jobs that must be done before.
 
-    `reads` is for jobs of minutes: the files that the result is made of. Such a job runs again if
-    one of them is newer, or if its arguments changed; of other jobs that is an error.
+    A repeatable job, which takes minutes, runs again if its arguments changed or a file in `reads`
+    is newer than what it made. For any other job changed arguments are an error.
     """
 
     name: str
@@ -43,16 +44,20 @@ class Job:
     makes: Path
     needs: tuple[str, ...] = ()
     alone: bool = False  # uses all cores
+    repeatable: bool = False
     reads: tuple[Path, ...] = ()
 
 
 def option_words(**options: Any) -> list[str]:
     """Options as words of a command line: `val_list="x"` gives `--val-list x`.
 
-    A list gives several words after the option, True gives the option alone.
+    A list gives several words after the option, True gives the option alone, None and False leave
+    it out.
     """
     words = []
     for name, value in options.items():
+        if value is None or value is False:
+            continue
         words.append(f"--{name.replace('_', '-')}")
         if value is not True:
             words += map(str, value if isinstance(value, list | tuple) else [value])
@@ -61,15 +66,40 @@ def option_words(**options: Any) -> list[str]:
 
 def option_value(arguments: list[str], option: str) -> str:
     """The value of an option; the last one, as in argparse, if it is given twice."""
-    values = [
-        value for name, value in zip(arguments, arguments[1:], strict=False) if name == option
-    ]
-    return values[-1]
+    last = len(arguments) - 1 - arguments[::-1].index(option)
+    return arguments[last + 1]
 
 
 def precision_words(arguments: list[str]) -> list[str]:
     """The options with which networks are tested in the precision of a training."""
     return ["--no-amp"] if "--no-amp" in arguments else []
+
+
+def evaluation_job(
+    name: str,
+    needs: str,
+    folder: Path,
+    weights: list[Path],
+    data: Path,
+    lists: list[str],
+    trained_with: list[str],
+    detections: str = "detections.json",
+    conditions: bool = False,
+    draws: int | None = None,
+) -> Job:
+    """Test weights on lists of a data folder, once the job `needs` is done.
+
+    In the precision of a training with these arguments. It writes FOLDER/scores.json, and
+    FOLDER/<detections> as `tables.save_detections` names it.
+    """
+    scores = folder / "scores.json"
+    arguments = [
+        "test.py",
+        *option_words(weights=weights, data=data, lists=lists, conditions=conditions, workers=0),
+        *precision_words(trained_with),
+        *option_words(draws=draws, json=scores, save_detections=folder / detections),
+    ]
+    return Job(name, arguments, scores, (needs,), repeatable=True, reads=tuple(weights))
 
 
 def environments(side_by_side: int | None) -> list[dict[str, str]]:
@@ -80,17 +110,19 @@ def environments(side_by_side: int | None) -> list[dict[str, str]]:
     two cores, as far as the GPUs' memory allows.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    fitting = sum(
-        torch.cuda.get_device_properties(gpu).total_memory // MEMORY_OF_A_TRAINING
-        for gpu in range(gpus)
-    )
-    available = cores()
-    count = side_by_side or max(gpus, min(fitting, available // 2)) or available
-    threads = {"OMP_NUM_THREADS": str(max(1, available // count))}
+    count = side_by_side or cores()
+    if gpus and not side_by_side:
+        fitting = sum(
+            torch.cuda.get_device_properties(gpu).total_memory // MEMORY_OF_A_TRAINING
+            for gpu in range(gpus)
+        )
+        count = max(gpus, min(fitting, cores() // 2))
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     if not gpus:
         return [threads] * count
-    return [{**threads, "CUDA_VISIBLE_DEVICES": visible[place % gpus]} for place in range(count)]
+    all_gpus = ",".join(map(str, range(gpus)))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", all_gpus).split(",")
+    return [{**threads, "CUDA_VISIBLE_DEVICES": visible[slot % gpus]} for slot in range(count)]
 
 
 def run_jobs(jobs: list[Job], out: Path, side_by_side: int | None) -> dict[str, str]:
@@ -103,7 +135,7 @@ def run_jobs(jobs: list[Job], out: Path, side_by_side: int | None) -> dict[str, 
     """
     names = [job.name for job in jobs]
     if len(set(names)) < len(names) or not all(set(job.needs) <= set(names) for job in jobs):
-        raise ValueError(f"two jobs have one name, or one needs what is none: {names}")
+        raise ValueError(f"job names must be unique, and every need must be a job: {names}")
     with (
         lock(out),
         StopRequest() as stop,
@@ -116,9 +148,20 @@ def run_jobs(jobs: list[Job], out: Path, side_by_side: int | None) -> dict[str, 
                 runner.start_ready()
             runner.collect_finished()
         if stop.signal:
-            place = f"with {len(runner.done)} of {len(jobs)} jobs done"
-            stop.obey(place, "the same command continues")
+            stop.end_program(
+                f"with {len(runner.done)} of {len(jobs)} jobs done", "the same command continues"
+            )
     return runner.failed
+
+
+def report_failures(failed: dict[str, str], count: int) -> None:
+    """Warn of each failed job, with its reason; raise `UserError` if one of `count` failed."""
+    for name, reason in failed.items():
+        warn(f"{name}: {reason}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {count} jobs failed: see above; the same command tries them again"
+        )
 
 
 class JobRunner:
@@ -152,24 +195,17 @@ class JobRunner:
             if any(other.alone for other, _ in self.running.values()):
                 return
             if lost := [need for need in job.needs if need in self.failed]:
-                self.failed[job.name] = f"there is no {lost[0]}"
+                self.failed[job.name] = f"it needs {lost[0]}, which failed"
                 self.waiting.remove(job)
-            elif self.may_start(job):
+            elif self.free and self.done.issuperset(job.needs) and not (job.alone and self.running):
                 environment = self.free.pop(0)
                 future = self.pool.submit(self.run, job, {} if job.alone else environment)
                 self.running[future] = job, environment
                 self.waiting.remove(job)
 
-    def may_start(self, job: Job) -> bool:
-        """Whether an environment is free, and everything the job needs is done."""
-        if job.alone and self.running:
-            return False
-        return bool(self.free) and self.done.issuperset(job.needs)
-
     def collect_finished(self) -> None:
         """Wait for a job to end, for a second at most, and record what became of it."""
-        finished = wait(self.running, timeout=1, return_when=FIRST_COMPLETED).done
-        for future in finished:
+        for future in wait(self.running, timeout=1, return_when=FIRST_COMPLETED).done:
             job, environment = self.running.pop(future)
             self.free.append(environment)
             try:
@@ -225,7 +261,7 @@ class JobRunner:
         if self.stopped:
             process.terminate()
         for line in process.stdout:
-            if not job.reads:
+            if not job.repeatable:
                 self.bar.write(f"[{job.name}] {line.rstrip()}")
         code = process.wait()
         self.processes.discard(process)
@@ -255,7 +291,7 @@ def lock(out: Path) -> Iterator[None]:
     """
     records, file = out / "jobs.json", out / "logs/lock"
     if out.is_dir() and any(out.iterdir()) and not records.is_file():
-        raise UserError(f"{out} holds something else than a study: choose another --out")
+        raise UserError(f"{out} holds something other than a study: choose another --out")
     refuse_unwritable(file)
     if not records.is_file():
         save_json({}, records)
@@ -274,21 +310,17 @@ def read_records(out: Path) -> Records:
     file = out / "jobs.json"
     advice = "choose another --out, or remove it"
     records = read_json(file, advice)
-    if not isinstance(records, dict) or not all(map(is_record, records.values())):
-        raise UserError(f"{file} is no record of jobs: {advice}")
+    for record in records.values() if isinstance(records, dict) else [None]:
+        if (
+            not isinstance(record, dict)
+            or not isinstance(record.get("arguments"), list)
+            or not isinstance(record.get("done"), bool)
+        ):
+            raise UserError(f"{file} is no record of jobs: {advice}")
     return records
 
 
-def is_record(value: Any) -> bool:
-    """Whether a value is the record of a job."""
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("arguments"), list)
-        and isinstance(value.get("done"), bool)
-    )
-
-
-def read_study(folder: Path) -> Records:
+def read_study_records(folder: Path) -> Records:
     """The records of a study of reproduce.py. Raises `UserError` if the folder holds none."""
     if not (folder / "jobs.json").is_file():
         raise UserError(f"{folder} is no study: run reproduce.py first, or name its folder")
@@ -304,34 +336,29 @@ def begin(jobs: list[Job], out: Path) -> Records:
     for job in jobs:
         before = records.get(job.name, {"arguments": job.arguments, "done": False})
         same_arguments = before["arguments"] == job.arguments
-        if before["done"] and not same_arguments and not job.reads:
+        if before["done"] and not same_arguments and not job.repeatable:
             raise UserError(other_settings(job, before["arguments"], out))
         made_anew = [need for need in job.needs if not records[need]["done"]]
         done = before["done"] and same_arguments and job.makes.is_file()
-        if done and made_anew and not job.reads:
+        if done and made_anew and not job.repeatable:
             raise UserError(
                 f"{job.makes} was made with another {made_anew[0]} than the one to be made now: "
                 "remove it and its run, or choose another --out"
             )
-        done = done and not made_anew and not is_stale(job)
+        if done:
+            made = job.makes.stat().st_mtime
+            read = [file.stat().st_mtime if file.exists() else math.inf for file in job.reads]
+            done = not made_anew and max(read, default=0) <= made
         records[job.name] = {"arguments": job.arguments, "done": done}
     save_json(records, out / "jobs.json")
     return records
 
 
-def is_stale(job: Job) -> bool:
-    """Whether a file that the job reads is missing, or newer than the file that it made."""
-    made = job.makes.stat().st_mtime
-    return any(not file.exists() or file.stat().st_mtime > made for file in job.reads)
-
-
 def other_settings(job: Job, before: list[str], out: Path) -> str:
     """The error of a finished job that now has other arguments."""
-    old, new = before[-1], job.arguments[-1]
-    for pair in zip(before, job.arguments, strict=False):
-        if pair[0] != pair[1]:
-            old, new = pair
-            break
+    pairs = zip(before, job.arguments, strict=False)
+    differences = [(old, new) for old, new in pairs if old != new]
+    old, new = (*differences, (before[-1], job.arguments[-1]))[0]
     return (
         f"{out} was begun with other settings ({job.name}: {old!r} there and {new!r} here): pass "
         "the same ones, or choose another --out"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmkd.evaluation.bootstrap import compare_detectors
-from cmkd.evaluation.metrics import GroundTruth, Results, finite, unseen_by_rgb
+from cmkd.evaluation.metrics import GroundTruth, Results, none_for_nan, unseen_by_rgb
 from cmkd.evaluation.pipeline import with_conditions
 from cmkd.evaluation.tables import markdown_table
 from cmkd.frames.layout import condition_lists
@@ -21,16 +21,16 @@ from cmkd.runtime.files import (
     write_atomically,
 )
 from cmkd.runtime.hardware import versions
-from cmkd.viewing.contact_sheet import BLUE, GREEN, PURPLE, VERMILION
-from cmkd.viewing.curves import read_epochs
+from cmkd.viewing.curves import COLOURS, read_epochs
 from dataset import SeeingThroughFog
 
 NETWORKS = {"teacher": "RGB + gated", "baseline": "RGB", "cmkd_mse": "RGB", "cmkd_adv": "RGB"}
-COLOUR_OF = dict(zip(NETWORKS, (BLUE, VERMILION, GREEN, PURPLE), strict=True))
 REFERENCES = ("teacher", "baseline")  # the gap between them is what a student closes
 # The test list, but people visible to the gated camera alone need not be found.
 WITHOUT_UNSEEN = "without the unseen"
 MISSING = "-"
+MARKERS = "os^D"  # of students
+MARKER_STYLE = {"markeredgecolor": "black", "markersize": 6}
 
 Comparison = dict[str, dict[str, Any]]  # of bootstrap.compare_detectors
 
@@ -81,8 +81,8 @@ def write_results(study: Study, out: Path) -> str:
         "seeds": study.seeds,
         "draws": study.samples,
         "frames": frames,
-        "runs": finite(summaries),
-        "comparison": finite(comparisons),
+        "runs": none_for_nan(summaries),
+        "comparison": none_for_nan(comparisons),
         "versions": versions(),
     }
     save_json(numbers, out / "results.json")
@@ -114,7 +114,7 @@ def read_run(folder: Path, lists: list[str]) -> FinishedRun:
     epochs = read_epochs(folder / "log.jsonl")
     scores = read_json(folder / "scores.json", advice)
     detections = {name: read_json(folder / f"detections.{name}.json", advice) for name in lists}
-    trained = read_json(folder.with_suffix(".json"), advice)
+    settings = read_json(folder.with_suffix(".json"), advice)
     metrics = {}
     for list_name, by_detector in scores["metrics"].items():
         [values] = by_detector.values()
@@ -126,7 +126,7 @@ def read_run(folder: Path, lists: list[str]) -> FinishedRun:
         "metrics": metrics,
         "minutes": seconds / 60,
         **{name: epochs[-1][name] for name in ("epoch", "iteration", "best_epoch")},
-        "git": trained["versions"]["git"],
+        "git": settings["versions"]["git"],
     }
     return FinishedRun(summary, detections, scores["classes"], scores["ignore"])
 
@@ -222,8 +222,8 @@ def results_rows(study: Study, runs: Runs, comparisons: dict[str, Comparison]) -
         for list_name in gaps.values():
             entry = comparisons.get(list_name, {}).get(name, {}).get("AP", {})
             row.append("" if name in REFERENCES else gap_cell(entry))
-        minutes = mean_and_deviation([summary["minutes"] for summary in summaries])
-        rows.append([*row, minutes.partition(" ")[0]])
+        minutes = [summary["minutes"] for summary in summaries]
+        rows.append([*row, f"{statistics.mean(minutes):.1f}" if minutes else MISSING])
     return rows
 
 
@@ -318,19 +318,23 @@ def draw_results(study: Study, runs: Runs, comparisons: dict[str, Comparison], f
     pyplot.close(figure)
 
 
+def colour_of(network: str) -> str:
+    """Its colour of the palette, which begins again after its last."""
+    return COLOURS[list(NETWORKS).index(network) % len(COLOURS)]
+
+
 def draw_metric(
     panel: Any, metric: str, comparison: Comparison, runs: Runs, list_name: str
 ) -> None:
     """Draw a bar for each network's mean, a line for its interval, a dot for each seed."""
-    style = {"markeredgecolor": "black", "markersize": 6}
-    for place, (name, by_metric) in enumerate(comparison.items()):
-        entry = by_metric[metric]
-        panel.barh(place, 100 * entry["value"], color=COLOUR_OF[name], alpha=0.45)
+    for row, (name, by_metric) in enumerate(comparison.items()):
+        entry, colour = by_metric[metric], colour_of(name)
+        panel.barh(row, 100 * entry["value"], color=colour, alpha=0.45)
         ends = [100 * end for end in entry["interval"]]
-        panel.plot(ends, [place, place], color="black", linewidth=1.5)
+        panel.plot(ends, [row, row], color="black", linewidth=1.5)
         summaries = [run.summary for run in runs[name].values()]
         values = [100 * summary["metrics"][list_name][metric] for summary in summaries]
-        panel.plot(values, [place] * len(values), "o", color=COLOUR_OF[name], **style)
+        panel.plot(values, [row] * len(values), "o", color=colour, **MARKER_STYLE)
     panel.set(yticks=range(len(comparison)), yticklabels=list(comparison), xlim=(0, None))
 
 
@@ -342,19 +346,18 @@ def draw_gaps(panel: Any, comparisons: dict[str, Comparison]) -> None:
         for name, by_metric in first.items()
         if "gap_closed" in by_metric["AP"] and name not in REFERENCES
     ]
-    style = {"markeredgecolor": "black", "markersize": 6}
     shown = [0.0, 100.0]
     for number, name in enumerate(students):
+        colour, marker = colour_of(name), MARKERS[number % len(MARKERS)]
         offset = 0.6 * ((number + 0.5) / len(students) - 0.5)
-        for place, comparison in enumerate(comparisons.values()):
-            entry, height = comparison[name]["AP"], place + offset
+        for row, comparison in enumerate(comparisons.values()):
+            entry, height = comparison[name]["AP"], row + offset
             ends = [100 * end for end in entry["gap_closed_interval"]]
-            panel.plot(ends, [height, height], color=COLOUR_OF[name], linewidth=1.5)
+            panel.plot(ends, [height, height], color=colour, linewidth=1.5)
             share = 100 * entry["gap_closed"]
             shown.append(share)
-            label = name if place == 0 else None
-            marker = "os^D"[number]
-            panel.plot(share, height, marker, color=COLOUR_OF[name], label=label, **style)
+            label = name if row == 0 else None
+            panel.plot(share, height, marker, color=colour, label=label, **MARKER_STYLE)
     defined = [value for value in shown if math.isfinite(value)]
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cmkd.evaluation.bootstrap import compare_detectors
+from cmkd.evaluation.options import add_draws, add_json, add_seeds, add_study
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime.command_line import OneLineParser, at_least, non_negative_float
 from cmkd.runtime.failures import run
@@ -25,10 +26,11 @@ from cmkd.study.jobs import (
     UNREADABLE,
     Job,
     Records,
+    evaluation_job,
     option_value,
     option_words,
-    precision_words,
-    read_study,
+    read_study_records,
+    report_failures,
     run_jobs,
 )
 from cmkd.study.report import (
@@ -60,15 +62,8 @@ class Nights:
 
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
-    parser.add_argument(
-        "--study",
-        type=Path,
-        default=Path("runs/cpu"),
-        help="folder of reproduce.py, of simulated nights (default: runs/cpu)",
-    )
-    parser.add_argument(
-        "--seeds", type=at_least(0), nargs="+", default=[0], metavar="N", help="(default: 0)"
-    )
+    add_study(parser)
+    add_seeds(parser)
     parser.add_argument(
         "--shares",
         type=non_negative_float,
@@ -80,15 +75,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--frames", type=at_least(1), default=300, help="for each share (default: 300)"
     )
-    parser.add_argument(
-        "--draws",
-        type=at_least(1),
-        default=1000,
-        help="bootstrap samples for the intervals (default: 1000)",
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the numbers, and the table beside them"
-    )
+    add_draws(parser)
+    add_json(parser)
     args = parser.parse_args()
     args.seeds, args.shares = sorted(set(args.seeds)), sorted(set(args.shares))
     return args
@@ -124,18 +112,20 @@ def simulate_nights(share: float, frames: int, size: str, out: Path) -> Nights:
     return Nights(share, folder, job)
 
 
-def test_job(nights: Nights, seed: int, weights: list[Path], precision: list[str]) -> Job:
-    """Test one seed's networks on these nights."""
-    folder = nights.folder / f"seed{seed}"
-    scores = folder / "scores.json"
-    arguments = [
-        "test.py",
-        *option_words(weights=weights, data=nights.data, lists=TEST_LIST, workers=0),
-        *precision,
-        *option_words(draws=1, json=scores, save_detections=folder / "detections.json"),
-    ]
-    name, needs = f"{nights.simulate.name}/seed{seed}", (nights.simulate.name,)
-    return Job(name, arguments, scores, needs, reads=tuple(weights))
+def job_on(
+    nights: Nights, seed: int, study: Path, names: list[str], trained_with: list[str]
+) -> Job:
+    """Test one seed's networks of the study on these nights."""
+    return evaluation_job(
+        f"{nights.simulate.name}/seed{seed}",
+        nights.simulate.name,
+        nights.folder / f"seed{seed}",
+        [study / f"seed{seed}/{name}.pth" for name in names],
+        nights.data,
+        [TEST_LIST],
+        trained_with,
+        draws=1,
+    )
 
 
 def compare_networks(
@@ -143,8 +133,8 @@ def compare_networks(
 ) -> dict[str, dict[str, Any]]:
     """The comparison of the networks: on all people, and `WITHOUT_UNSEEN`."""
     folders = [nights.folder / f"seed{seed}" for seed in seeds]
-    trained = read_json(folders[0] / "scores.json", UNREADABLE)
-    truth = tested_truth(nights.data, TEST_LIST, trained["classes"], trained["ignore"])
+    scores = read_json(folders[0] / "scores.json", UNREADABLE)
+    truth = tested_truth(nights.data, TEST_LIST, scores["classes"], scores["ignore"])
     found = {
         name: [read_json(folder / f"detections.{name}.json", UNREADABLE) for folder in folders]
         for name in names
@@ -157,7 +147,7 @@ def compare_networks(
 
 def main() -> None:
     args = parse_arguments()
-    records = read_study(args.study)
+    records = read_study_records(args.study)
     if "nights" not in records:
         raise UserError(
             f"{args.study} has data of its own: only simulated nights can be made brighter and "
@@ -165,18 +155,14 @@ def main() -> None:
         )
     names = finished_networks(args.study, records, args.seeds)
     size = option_value(records["nights"]["arguments"], "--size")
-    precision = precision_words(records[f"test/seed{args.seeds[0]}/teacher"]["arguments"])
+    trained_with = records[f"seed{args.seeds[0]}/teacher"]["arguments"]
     out = args.study / "shares"
     all_nights = [simulate_nights(share, args.frames, size, out) for share in args.shares]
     jobs = []
     for nights in all_nights:
         jobs.append(nights.simulate)
-        for seed in args.seeds:
-            weights = [args.study / f"seed{seed}/{name}.pth" for name in names]
-            jobs.append(test_job(nights, seed, weights, precision))
-    failed = run_jobs(jobs, out, None)
-    if failed:
-        raise UserError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+        jobs += [job_on(nights, seed, args.study, names, trained_with) for seed in args.seeds]
+    report_failures(run_jobs(jobs, out, None), len(jobs))
 
     students = [name for name in names if name not in REFERENCES]
     heading = ["visible in RGB", "visible gated", "people", *(f"{name} AP" for name in names)]

@@ -73,9 +73,14 @@ def draw_legend(draw: ImageDraw.ImageDraw, legend: dict[str, str], top: int) -> 
         left += 60 + round(draw.textlength(text, font))
 
 
-def save_picture(picture: Image.Image, file: Path, file_format: str = "PNG") -> None:
-    """Write a picture atomically, whatever the file's suffix. Raises `UserError`."""
-    write_atomically(file, lambda unfinished: picture.save(unfinished, file_format))
+def save_picture(
+    picture: Image.Image, file: Path, file_format: str = "PNG", **options: int
+) -> None:
+    """Write a picture atomically, whatever the file's suffix; `options` are Pillow's.
+
+    Raises `UserError`.
+    """
+    write_atomically(file, lambda unfinished: picture.save(unfinished, file_format, **options))
 
 
 def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

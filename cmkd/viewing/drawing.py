@@ -21,10 +21,10 @@ from cmkd.viewing.contact_sheet import (
 )
 from cmkd.viewing.outcomes import Outcome
 
-TILE_WIDTH = 420  # px
+OUTCOME_TILE_WIDTH = 420  # px
 # Line widths and the texts on the tags say the same without colour.
 TRUTH, HIT, FALSE_ALARM, MISSED = GREEN, SKY_BLUE, ORANGE, PURPLE
-LEGEND = {
+OUTCOME_LEGEND = {
     "ground truth": TRUTH,
     "hit: score": HIT,
     "false alarm: ?": FALSE_ALARM,
@@ -34,7 +34,7 @@ LEGEND = {
 
 def image_tile(image: Tensor) -> Image.Image:
     """An image, uint8 `[1 or 3, H, W]`, as a tile."""
-    return resize_to_width(to_pil_image(image), TILE_WIDTH)
+    return resize_to_width(to_pil_image(image), OUTCOME_TILE_WIDTH)
 
 
 def corners(box: Sequence[float], scale: float = 1) -> Corners:

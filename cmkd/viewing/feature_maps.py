@@ -2,11 +2,11 @@
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmkd.viewing.contact_sheet import contact_sheet
 from cmkd.viewing.drawing import image_tile
-from models import LEVELS, Detector
+from models import LEVELS, Detector, unit_range
 
 PYRAMID = dict(zip(LEVELS, ("P2", "P3", "P4", "P5"), strict=True))
 # Both ends and the middle of cividis, which looks the same to colour-blind eyes.
@@ -21,16 +21,11 @@ def energy_maps(detector: Detector, image: Tensor) -> dict[str, Tensor]:
     `image` is uint8 `[6, H, W]`; the detector takes the first of its channels.
     """
     device = next(detector.parameters()).device
-    sizes = []
-
-    def note_sizes(_: nn.Module, __: tuple, outputs: tuple) -> None:
-        images, _ = outputs
-        sizes.extend([images.image_sizes[0], images.tensors.shape[-2:]])
-
-    hook = detector.transform.register_forward_hook(note_sizes)
-    pyramid = detector.features([image[: detector.settings["channels"]].to(device)])
-    hook.remove()
-    (height, width), (padded_height, padded_width) = sizes
+    images = [image[: detector.settings["channels"]].to(device)]
+    pyramid = detector.features(images)
+    resized, _ = detector.transform(unit_range(images))
+    [(height, width)] = resized.image_sizes
+    padded_height, padded_width = resized.tensors.shape[-2:]
     maps = {}
     for level, features in pyramid.items():
         energy = features[0].float().square().mean(dim=0).sqrt().cpu()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cmkd.frames.annotations import LABEL_HEIGHT, LABEL_WIDTH, Label
+from cmkd.frames.annotations import Label, to_pixels
 from cmkd.frames.images import read_rgb, read_slice
 from cmkd.frames.layout import GATED_FOLDERS, RGB_FOLDER, find_image
 from cmkd.viewing.contact_sheet import (
@@ -17,14 +17,14 @@ from cmkd.viewing.contact_sheet import (
     resize_to_width,
 )
 
-TILE_WIDTH = 320  # px
+FRAME_TILE_WIDTH = 320  # px
 # By `Label.visible_rgb`; dashes and a thin line say the same without colour.
-COLOUR_OF = {True: GREEN, False: PURPLE, None: SKY_BLUE}
-LINE_WIDTH_OF = {True: 2, False: 2, None: 1}  # px
-LEGEND = {
-    "visible in RGB": COLOUR_OF[True],
-    "not visible in RGB (dashed)": COLOUR_OF[False],
-    "visibility not labelled (thin)": COLOUR_OF[None],
+COLOUR_OF_VISIBILITY = {True: GREEN, False: PURPLE, None: SKY_BLUE}
+LINE_WIDTH_OF_VISIBILITY = {True: 2, False: 2, None: 1}  # px
+LEGEND_OF_VISIBILITY = {
+    "visible in RGB": COLOUR_OF_VISIBILITY[True],
+    "not visible in RGB (dashed)": COLOUR_OF_VISIBILITY[False],
+    "visibility not labelled (thin)": COLOUR_OF_VISIBILITY[None],
 }
 
 
@@ -39,7 +39,7 @@ def frame_sheet(
     for name in choose_frames(lists, frames, count):
         lists_of_frame = ", ".join(list_name for list_name, names in lists.items() if name in names)
         rows.append((f"{name}, in {lists_of_frame}", frame_tiles(root, name, frames[name])))
-    return contact_sheet(["RGB", *GATED_FOLDERS], rows, LEGEND)
+    return contact_sheet(["RGB", *GATED_FOLDERS], rows, LEGEND_OF_VISIBILITY)
 
 
 def choose_frames(
@@ -66,7 +66,7 @@ def frame_tiles(root: Path, name: str, labels: list[Label]) -> list[Image.Image]
     rgb = read_rgb(find_image(root, RGB_FOLDER, name))
     slices = [read_slice(find_image(root, folder, name)) for folder in GATED_FOLDERS]
     pictures = [rgb.permute(1, 2, 0).numpy(), *(one[0].numpy() for one in slices)]
-    tiles = [resize_to_width(Image.fromarray(picture), TILE_WIDTH) for picture in pictures]
+    tiles = [resize_to_width(Image.fromarray(picture), FRAME_TILE_WIDTH) for picture in pictures]
     for tile in tiles:
         draw_boxes(tile, [box_of(label, tile.size) for label in labels])
     return tiles
@@ -74,11 +74,9 @@ def frame_tiles(root: Path, name: str, labels: list[Label]) -> list[Image.Image]
 
 def box_of(label: Label, tile_size: tuple[int, int]) -> Box:
     """A label's box in px of a tile."""
-    across, down = tile_size[0] / LABEL_WIDTH, tile_size[1] / LABEL_HEIGHT
-    x0, y0, x1, y1 = label.box
     return Box(
-        (x0 * across, y0 * down, x1 * across, y1 * down),
-        COLOUR_OF[label.visible_rgb],
-        LINE_WIDTH_OF[label.visible_rgb],
+        to_pixels(label.box, *tile_size),
+        COLOUR_OF_VISIBILITY[label.visible_rgb],
+        LINE_WIDTH_OF_VISIBILITY[label.visible_rgb],
         dashed=label.visible_rgb is False,
     )

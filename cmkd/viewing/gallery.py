@@ -10,7 +10,7 @@ from tqdm import tqdm
 from cmkd.evaluation.metrics import GroundTruth, Results
 from cmkd.frames.layout import condition_lists
 from cmkd.viewing.contact_sheet import contact_sheet
-from cmkd.viewing.drawing import LEGEND, outcome_tile, truth_tile
+from cmkd.viewing.drawing import OUTCOME_LEGEND, outcome_tile, truth_tile
 from cmkd.viewing.html_page import FrameRow
 from cmkd.viewing.outcomes import (
     Disagreement,
@@ -43,7 +43,7 @@ class Gallery:
 
     @cached_property
     def ranked(self) -> list[int]:
-        """Frame indices, first those in which students find people whom the baseline misses."""
+        """Frame indices, first those in which students find people that the baseline misses."""
         return rank_frames(self.disagreements)
 
     @property
@@ -66,7 +66,7 @@ class Gallery:
         for index in self.ranked[:count]:
             title = f"{self.dataset.names[index]}: {self.disagreements[index]}"
             rows.append((title, self.tiles(index)))
-        return contact_sheet(self.columns, rows, LEGEND)
+        return contact_sheet(self.columns, rows, OUTCOME_LEGEND)
 
     def page_rows(self) -> list[FrameRow]:
         """The first `PAGE_FRAMES` frames of each condition, as ranked, for an HTML page."""

@@ -19,9 +19,9 @@ class Outcome:
     found: set[int]  # ids of the annotations that are not missed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Disagreement:
-    """How many people of a frame are found by some networks only."""
+    """How many people of a frame are found by some networks only. `<` compares in this order."""
 
     gained: int  # found by a student, not by the baseline
     lost: int  # found by the baseline, not by every student
@@ -29,11 +29,11 @@ class Disagreement:
 
     def __str__(self) -> str:
         parts = [
-            (self.gained, "found by students, not the baseline"),
-            (self.lost, "by the baseline, not all students"),
+            (self.gained, "found by students but not the baseline"),
+            (self.lost, "by the baseline but not all students"),
             (self.any_two, "by some networks only"),
         ]
-        return ", ".join(f"{count} {text}" for count, text in parts if count) or "all find the same"
+        return "; ".join(f"{count} {text}" for count, text in parts if count) or "all find the same"
 
 
 def outcomes_by_frame(
@@ -44,7 +44,7 @@ def outcomes_by_frame(
     The score is by category: `least_score` if it is given, else that at which the list has 0.1
     false positives per image, as for recall. Detections on ignore regions are left out.
     """
-    frames = [Outcome([], [], [], set()) for _ in ground_truth["images"]]
+    outcomes = [Outcome([], [], [], set()) for _ in ground_truth["images"]]
     limits = {}
     for category in ground_truth["categories"]:
         matches = match(ground_truth, results, category["id"])
@@ -56,20 +56,24 @@ def outcomes_by_frame(
         for detection, hit, frame in zip(
             matches.detections, matches.hit, matches.detection_frame, strict=True
         ):
+            own = outcomes[frame].hits if hit else outcomes[frame].false_alarms
             if detection["score"] >= limit:
-                (frames[frame].hits if hit else frames[frame].false_alarms).append(detection)
+                own.append(detection)
         for annotation, found_at, frame in zip(
             matches.truth, matches.found_at, matches.truth_frame, strict=True
         ):
             if found_at >= limit:
-                frames[frame].found.add(annotation["id"])
+                outcomes[frame].found.add(annotation["id"])
             else:
-                frames[frame].missed.append(annotation)
-    return frames, limits
+                outcomes[frame].missed.append(annotation)
+    return outcomes, limits
 
 
 def disagreement(frame: dict[str, Outcome], baseline: str, students: list[str]) -> Disagreement:
-    """Count the people whom not all networks find. `frame` has each network's outcome by title."""
+    """Count the people that some networks find and others miss.
+
+    `frame` has each network's outcome by title.
+    """
     found = {title: outcome.found for title, outcome in frame.items()}
     by_any, by_all = set.union(*found.values()), set.intersection(*found.values())
     if not students:
@@ -87,12 +91,7 @@ def rank_frames(disagreements: list[Disagreement]) -> list[int]:
 
     Frames with equal counts keep their order.
     """
-
-    def key(index: int) -> tuple[int, int, int]:
-        counts = disagreements[index]
-        return -counts.gained, -counts.lost, -counts.any_two
-
-    return sorted(range(len(disagreements)), key=key)
+    return sorted(range(len(disagreements)), key=disagreements.__getitem__, reverse=True)
 
 
 def spread_over_conditions(ranked: list[int], conditions: list[list[str]], count: int) -> list[int]:

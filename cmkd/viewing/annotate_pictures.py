@@ -17,7 +17,7 @@ from cmkd.viewing.contact_sheet import Box, draw_boxes, save_picture
 from cmkd.viewing.drawing import HIT, corners
 from models import Detector
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 SCALE_WIDTH = 320  # px: lines and texts grow by a step for each such width of a picture
 
@@ -44,7 +44,9 @@ def annotate_pictures(
         name = file.relative_to(root)
         try:
             picture = read_picture(file)
-            refuse_thin(picture, detector.settings["max_size"])
+            if min(picture.size) * detector.settings["max_size"] < max(picture.size):
+                size = f"{picture.width}x{picture.height}"
+                raise UserError(f"is {size}: nothing is left of it at the network's size")
         except UserError as error:
             unreadable[name] = str(error)
             continue
@@ -65,21 +67,12 @@ def annotate_pictures(
             f"{out}: {len(images)} of {len(files)} pictures, {count} boxes of at least "
             f"{least_score:g}; {detections_file}"
         )
-    report_unreadable(root, unreadable, len(files))
-
-
-def report_unreadable(root: Path, unreadable: dict[Path, str], count: int) -> None:
-    """Warn of each of the `count` pictures that cannot be read; raise `UserError` if there are any.
-
-    `unreadable` has the reason by the picture's name in `root`.
-    """
     for name, reason in unreadable.items():
         warn(f"{root / name} {reason}")
     if unreadable:
         names = ", ".join(map(str, unreadable))
-        raise UserError(
-            f"{len(unreadable)} of {count} pictures could not be read: {names}; the others are done"
-        )
+        count = f"{len(unreadable)} of {len(files)}"
+        raise UserError(f"{count} pictures could not be read: {names}; the others are done")
 
 
 def refuse_nested(path: Path, root: Path, out: Path) -> None:
@@ -95,19 +88,23 @@ def refuse_nested(path: Path, root: Path, out: Path) -> None:
 
 def find_pictures(path: Path) -> list[Path]:
     """The picture, or all pictures in a folder and its subfolders, by name. Raises `UserError`."""
-    suffixes = ", ".join(sorted(SUFFIXES))
+    suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
     if path.suffix.lower() in VIDEOS:
         folder = path.with_suffix("")
         raise UserError(
             f"{path} is a video: write its frames to a folder first "
             f"(ffmpeg -i {path} {folder}/%06d.png) and name the folder"
         )
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
+    if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
         return [path]
     if not path.is_dir():
         problem = "is no picture" if path.exists() else "is missing"
         raise UserError(f"{path} {problem}: name a picture ({suffixes}) or a folder of pictures")
-    files = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+    files = [
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
+    ]
     if not files:
         raise UserError(f"{path} has no picture ({suffixes}): name another folder")
     return sorted(files)
@@ -122,14 +119,6 @@ def read_picture(file: Path) -> Image.Image:
             return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot be read ({reason_of(error)})") from None
-
-
-def refuse_thin(picture: Image.Image, max_size: int) -> None:
-    """Raise `UserError` if a side of the picture has no pixel left at the network's size."""
-    if min(picture.size) * max_size < max(picture.size):
-        raise UserError(
-            f"is {picture.width}x{picture.height}: nothing is left of it at the network's size"
-        )
 
 
 @torch.inference_mode()

@@ -1,24 +1,21 @@
 """How bright the night must be so that a given share of the people is visible in RGB."""
 
 import sys
-from dataclasses import replace
 
 import numpy as np
 
+from cmkd.frames.layout import evenly_spaced
+from cmkd.simulator import labels
 from cmkd.simulator.cameras import rgb_camera
-from cmkd.simulator.labels import (
-    HIDDEN_LIMIT,
-    VISIBLE_CONTRAST,
-    contrast,
-    labelled_objects,
-    region_around,
-)
-from cmkd.simulator.planning import PlannedFrame
-from cmkd.simulator.rendering import render
-from cmkd.simulator.scene import CONDITIONS
+from cmkd.simulator.rendering import PlannedFrame, render
 
 MOST_FRAMES = 500
 BRIGHTNESSES = 2.0 ** np.arange(-6, 6.1, 0.5)  # factors on the reflected light of the night
+
+
+def frames_to_measure(frames: list[PlannedFrame]) -> list[PlannedFrame]:
+    """Up to MOST_FRAMES night frames, spread over all."""
+    return evenly_spaced([frame for frame in frames if frame.is_night], MOST_FRAMES)
 
 
 def visible_by_brightness(
@@ -27,30 +24,17 @@ def visible_by_brightness(
     """Who is visible in RGB at each of BRIGHTNESSES: bool [people, BRIGHTNESSES]."""
     view = render(frame, seed, size, misaligned)
     visible = []
-    for labelled in labelled_objects(view):
+    for labelled in labels.labelled_objects(view):
         kind = view.scene.things[labelled.members[0]].kind
-        if kind != "Pedestrian" or labelled.hidden > HIDDEN_LIMIT:
+        if kind != "Pedestrian" or labelled.hidden > labels.HIDDEN_LIMIT:
             continue
-        region = region_around(labelled, view.scene, view.rgb_raster)
-        reflected = view.reflected[:, region.rows, region.columns]
-        emitted = view.emitted[:, region.rows, region.columns]
-        whole = replace(region, rows=slice(None), columns=slice(None))
-        row = []
+        surroundings = labels.surroundings_of(labelled, view.scene, view.rgb_raster)
+        window = (..., *surroundings.window)
         for brightness in BRIGHTNESSES:
-            light = reflected * np.float32(brightness) + emitted
+            light = view.reflected[window] * np.float32(brightness) + view.emitted[window]
             image = rgb_camera(view.scene, light, view.rng)
-            row.append(contrast(image, whole) > VISIBLE_CONTRAST)
-        visible.append(row)
+            visible.append(labels.is_visible(image, surroundings))
     return np.array(visible, bool).reshape(-1, len(BRIGHTNESSES))
-
-
-def calibration_frames(frames: list[PlannedFrame]) -> list[PlannedFrame]:
-    """Up to MOST_FRAMES night frames, spread over all."""
-    nights = [frame for frame in frames if not CONDITIONS[frame.condition].day]
-    if not nights:
-        return []
-    spread = np.unique(np.linspace(0, len(nights) - 1, MOST_FRAMES).astype(int))
-    return [nights[index] for index in spread]
 
 
 def brightness_for(visible_share: float, visible: list[np.ndarray]) -> float:
