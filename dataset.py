@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from cmkd.frames.layout import (
     read_list,
 )
 from cmkd.runtime import distributed
-from cmkd.runtime.failures import end_workers, share, start_worker
+from cmkd.runtime.failures import prepare_for_workers, share, start_worker
 from cmkd.runtime.files import UserError
 
 FOLDERS_OF = {"rgb": (RGB_FOLDER,), "rgb+gated": (RGB_FOLDER, *GATED_FOLDERS)}
@@ -353,9 +352,7 @@ def make_loader(
         own = range(distributed.rank(), len(dataset), distributed.world_size())
         batches = {"batch_size": batch_size, "sampler": own}
     if workers:
-        # Workers outlive an epoch, and Python waits for them at its end: like atexit, but also in
-        # child processes.
-        Finalize(None, end_workers, exitpriority=1)
+        prepare_for_workers()
     return DataLoader(
         dataset,
         **batches,

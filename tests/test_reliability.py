@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import time
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -106,12 +107,19 @@ def test_killed_stopped_and_damaged_a_run_ends_as_if_nothing_had_happened(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_and_saves(synthetic, tmp_path, number):
-    """It goes to all processes of the run, as from a terminal or a cluster's scheduler."""
-    process = start_training("baseline", synthetic, tmp_path, "--epochs", 100, "--workers", 2)
+    """It goes to all processes of the run, as from a terminal or a cluster's scheduler.
+
+    The folder of the workers' sockets is removed too, though they are killed.
+    """
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with patch.dict(os.environ, {"TMPDIR": str(temporary)}):
+        process = start_training("baseline", synthetic, tmp_path, "--epochs", 100, "--workers", 2)
     wait_for_saves(process, tmp_path / "run", 2)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
+    assert list(temporary.iterdir()) == []
     [line] = err.splitlines()
     state = torch.load(tmp_path / "run/last.pth", weights_only=True)["state"]
     stopped = rf"stopped by {number.name} after step (\d+) of epoch (\d+); everything is saved"
@@ -428,11 +436,15 @@ def test_a_connection_lost_to_a_dying_worker_names_its_frame(tmp_path, monkeypat
         next(batches)
 
 
-def test_a_full_tmp_ends_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("full_in_the_main_process", [True, False])
+def test_a_full_tmp_ends_the_run(tmp_path, monkeypatch, full_in_the_main_process):
     """torch would drop what the worker read, and wait forever."""
+    temp_dir = multiprocessing.util.get_temp_dir()
 
     def refuse():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if get_worker_info() or full_in_the_main_process:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return temp_dir
 
     monkeypatch.setattr(multiprocessing.util, "get_temp_dir", refuse)
     expected = r"worker cannot share frames \(No space left on device\): it needs space in /"

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_sharer
+from multiprocessing import resource_sharer, util
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -129,6 +129,20 @@ class StopRequest:
 
 
 # ------------------------------------------------------------------------------- loader workers
+
+
+def prepare_for_workers() -> None:
+    """Set up the main process for loader workers. Raises `UserError`.
+
+    It makes the folder of their sockets, and removes it at its end: killed workers could not.
+    """
+    try:
+        util.get_temp_dir()
+    except OSError as error:
+        raise sharing_error(error) from None
+    # Workers outlive an epoch, and Python waits for them at its end: like atexit, but also in child
+    # processes.
+    util.Finalize(None, end_workers, exitpriority=1)
 
 
 def start_worker(_: int) -> None:
