@@ -544,7 +544,7 @@ def test_why_jobs_failed(tmp_path, scripts):
         2,
     )
     assert "nothing was not made, though nothing.py reported no error" in failed.pop("nothing")
-    killed = "killed by SIGKILL, as the system does if memory is short"
+    killed = "killed by SIGKILL: the system does that if memory is short"
     assert failed.pop("killed").startswith(killed)
     assert failed.pop("wrong").startswith("wrong.py: error: it is wrong (")
     assert failed == {"after": "it needs killed, which failed"}

@@ -94,7 +94,7 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def save_text(text: str, path: Path) -> None:
-    """Write a UTF-8 text file atomically, as it is."""
+    """Write text to a UTF-8 file atomically, without changing it."""
     write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 

@@ -271,7 +271,7 @@ class JobRunner:
 def why_failed(job: Job, code: int, lines: list[str]) -> str:
     """Why a job failed, from its exit code and the lines of its stderr; empty if it did not."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}, as the system does if memory is short"
+        return f"killed by {signal.Signals(-code).name}: the system does that if memory is short"
     if code:
         errors = [line for line in lines if "error: " in line.lower()]
         return errors[-1] if errors else f"exit code {code}"

@@ -33,7 +33,7 @@ OUTCOME_LEGEND = {
 
 
 def image_tile(image: Tensor) -> Image.Image:
-    """An image, uint8 `[1 or 3, H, W]`, as a tile."""
+    """A tile that shows an image, uint8 `[1 or 3, H, W]`."""
     return resize_to_width(to_pil_image(image), OUTCOME_TILE_WIDTH)
 
 
