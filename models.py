@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from cmkd.runtime.failures import warn
 from cmkd.runtime.files import reason_of
+from cmkd.runtime.sparse_roi_align import SparseRoIAlign
 from cmkd.runtime.weights import STEM, WeightsError, current_name, read_settings, read_state
 
 LEVELS = ("0", "1", "2", "3")  # torchvision's names of P2..P5
@@ -135,9 +136,10 @@ class Detector(FasterRCNN):
     with label 0, which come last in a target, are ignore regions.
 
     Frames are resized to `min_size` px on the shorter side, at most `max_size` on the longer.
-    `rois` regions of each frame train the box head; in evaluation it classifies `proposals`. A
-    batch is padded to multiples of `padding` px. `compiled`: torch.compile for the backbone, and
-    padding to multiples of 128 px.
+    `rois` regions of each frame train the box head; in evaluation it classifies `proposals`. The
+    best `candidates` of each level reach non-maximum suppression; None is torchvision's default,
+    2000 in training and 1000 in evaluation. A batch is padded to multiples of `padding` px.
+    `compiled`: torch.compile for the backbone, and padding to multiples of 128 px.
 
     Under autocast backbone and heads compute in bfloat16; losses and boxes stay in float32.
     """
@@ -152,6 +154,7 @@ class Detector(FasterRCNN):
         max_size: int = 1333,
         rois: int = 512,
         proposals: int = 1000,
+        candidates: int | None = None,
         padding: int = PADDING,
         compiled: bool = False,
     ) -> None:
@@ -170,14 +173,16 @@ class Detector(FasterRCNN):
             image_mean=RGB_MEAN + gated * [GATED_MEAN],
             image_std=RGB_STD + gated * [GATED_STD],
             box_batch_size_per_image=rois,
+            rpn_pre_nms_top_n_train=candidates or 2000,
+            rpn_pre_nms_top_n_test=candidates or 1000,
             rpn_post_nms_top_n_test=proposals,
         )
-        # FasterRCNN makes both itself. The subclasses have the same state; only the assignment of
-        # background differs.
+        # FasterRCNN makes these itself. The subclasses have the same state: the first two differ in
+        # the assignment of background, the third in speed.
         self.rpn.__class__, self.roi_heads.__class__ = IgnoreAwareRPN, IgnoreAwareRoIHeads
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(lambda _, __, outputs: in_float32(outputs))
-        self.roi_heads.register_forward_pre_hook(prepare_for_roi_align)
+        self.roi_heads.box_roi_pool.__class__ = SparseRoIAlign
         self.to(memory_format=torch.channels_last)
         if compiled:
             padding = COMPILED_PADDING
@@ -191,6 +196,7 @@ class Detector(FasterRCNN):
             "min_size": min_size,
             "max_size": max_size,
             "proposals": proposals,
+            "candidates": candidates,
             "padding": padding,
         }
 
@@ -231,19 +237,6 @@ def in_float32(outputs: Any) -> Any:
     return type(outputs)(map(in_float32, outputs))
 
 
-def prepare_for_roi_align(_: nn.Module, inputs: tuple) -> tuple:
-    """The inputs of the RoI heads with features in float32 and contiguous, as RoIAlign reads them.
-
-    One copy instead of torchvision's two.
-    """
-    features, *others = inputs
-    prepared = {
-        level: maps.to(torch.float32, memory_format=torch.contiguous_format)
-        for level, maps in features.items()
-    }
-    return (prepared, *others)
-
-
 def unit_range(images: list[Tensor]) -> list[Tensor]:
     """uint8 0..255 -> float 0..1; float images are not changed."""
     return [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
@@ -259,7 +252,8 @@ def build_detector(
 ) -> Detector:
     """A detector ready for training.
 
-    `options`: `min_size`, `max_size`, `rois`, `proposals`, `compiled` of `Detector`. `init`: `coco`
+    `options`: `min_size`, `max_size`, `rois`, `proposals`, `candidates`, `compiled` of
+    `Detector`. `init`: `coco`
     (resnet50 only), `imagenet` (backbone only), `none`, or a checkpoint file. Pretrained networks
     get FrozenBatchNorm with eps 0.0, as torchvision gives its COCO weights; a network from random
     weights gets a trainable norm. `stem`: `reinit` re-initialises the first convolution whatever
@@ -320,6 +314,7 @@ def load_detector(
         min_size=min_size or settings.get("min_size", 500),
         max_size=max_size or settings.get("max_size", 1333),
         proposals=settings.get("proposals", 1000),
+        candidates=settings.get("candidates"),
         padding=settings.get("padding", PADDING),
         compiled=compiled,
     )

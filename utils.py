@@ -166,6 +166,12 @@ def training_parser(name: str, description: str | None) -> NetworkParser:
         help="regions per frame that the box head classifies in evaluation (published: 1000)",
     )
     parser.add_argument(
+        "--candidates",
+        type=at_least(1),
+        help="regions per pyramid level that reach non-maximum suppression, in training and "
+        "evaluation (published: 2000 in training, 1000 in evaluation)",
+    )
+    parser.add_argument(
         "--seed", type=at_least(0), default=0, help="seed of all random numbers (published: none)"
     )
     parser.add_argument(
@@ -218,6 +224,7 @@ def detector_options(args: argparse.Namespace) -> dict[str, Any]:
         "max_size": args.max_size,
         "rois": args.rois,
         "proposals": args.proposals,
+        "candidates": args.candidates,
         "compiled": args.compile,
     }
 
