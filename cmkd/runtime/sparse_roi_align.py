@@ -43,7 +43,7 @@ class SparseRoIAlign(MultiScaleRoIAlign):
         by image, row and column.
         """
         images = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(b) for b in boxes]))
-        levels = self.map_levels(boxes)
+        levels = self.map_levels(boxes).clamp(0, len(maps) - 1)  # NaN has none
         height, width = torch.tensor([one.shape[-2:] for one in maps])[levels].unbind(dim=1)
         sizes = torch.tensor([one[:, 0].numel() for one in maps])
         first = (sizes.cumsum(0) - sizes)[levels] + images * height * width
@@ -84,9 +84,11 @@ class SparseRoIAlign(MultiScaleRoIAlign):
 
 
 def as_roi_align_reads(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Maps in float32 and contiguous, in one copy instead of torchvision's two."""
+    """Maps contiguous and at least in float32, in one copy instead of torchvision's two."""
     return {
-        name: one.to(torch.float32, memory_format=torch.contiguous_format)
+        name: one.to(
+            torch.promote_types(one.dtype, torch.float32), memory_format=torch.contiguous_format
+        )
         for name, one in maps.items()
     }
 
