@@ -23,6 +23,7 @@ from cmkd.frames.annotations import DEFAULT_CLASSES
 from cmkd.runtime.command_line import OneLineParser
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
+from cmkd.study.day_detector import day_jobs, simulation_job
 from cmkd.study.jobs import (
     Job,
     evaluation_job,
@@ -30,6 +31,7 @@ from cmkd.study.jobs import (
     precision_words,
     report_failures,
     run_jobs,
+    training_state,
 )
 from cmkd.study.report import NETWORKS, REFERENCES, Study, write_results
 from dataset import SeeingThroughFog
@@ -37,7 +39,6 @@ from utils import training_parser
 
 STUDENTS = tuple(name for name in NETWORKS if name not in REFERENCES)
 TRAIN_LIST, VAL_LIST, TEST_LIST = "train_night", "val_night", "test_night"
-SEED_OF_DAYS = 1_000_000  # other places than those of the nights
 # Options of the train scripts that replace the preset's. Pretraining, which uses simulated frames,
 # takes the first ones only.
 FOR_ALL_TRAININGS = ("backbone", "min_size", "max_size")
@@ -139,33 +140,12 @@ def preparation_jobs(args: argparse.Namespace, preset: Preset) -> list[Job]:
     """Simulated nights unless there is --data, an RGB detector of days unless there is --init."""
     jobs = []
     if not args.data:
-        jobs.append(simulation_job("nights", args.out / "data", preset, preset.nights))
+        jobs.append(simulation_job("nights", args.out / "data", preset.size, preset.nights))
     if preset.pretrain and not args.init:
-        days, pretrained = args.out / "day", args.out / "pretrained"
-        only_days = option_words(mix="clear_day=1", seed=SEED_OF_DAYS)
-        jobs.append(simulation_job("days", days, preset, preset.days, only_days))
-        arguments = [
-            "train_baseline.py",
-            *option_words(data=days, train_list="train_clear_day", val_list="val_clear_day"),
-            *preset.train.split(),
-            *given_options(args, FOR_ALL_TRAININGS),
-            *preset.pretrain.split(),
-            *option_words(resume=True, out=pretrained, run_dir=pretrained),
-        ]
-        weights = pretrained / "baseline.pth"
-        jobs.append(Job("pretrained", arguments, weights, ("days",), alone=True))
+        training = [*preset.train.split(), *given_options(args, FOR_ALL_TRAININGS)]
+        training += preset.pretrain.split()
+        jobs += day_jobs(args.out, preset.size, preset.days, training)
     return jobs
-
-
-def simulation_job(
-    name: str, folder: Path, preset: Preset, frames: str, more: list[str] | None = None
-) -> Job:
-    """Simulate a data folder."""
-    options = option_words(
-        frames_per_recording=1, size=preset.size, out=folder, frames=frames.split()
-    )
-    arguments = ["make_synthetic.py", *options, *(more or [])]
-    return Job(name, arguments, folder / "synthetic.json", alone=True)
 
 
 def training_jobs(
@@ -189,7 +169,7 @@ def training_jobs(
         arguments += option_words(teacher=folder / "teacher.pth")
         needs.append(f"seed{seed}/teacher")
     arguments += option_words(seed=seed, resume=True, out=folder, run_dir=run_folder)
-    train = Job(title, arguments, weights, tuple(needs))
+    train = Job(title, arguments, weights, tuple(needs), leaves=training_state(run_folder))
 
     test = evaluation_job(
         f"test/{title}",

@@ -571,3 +571,32 @@ def test_a_frame_that_is_ignored_whole_trains_nothing_beside_another():
         [boxes, boxes], [target_of(REGION), target_of()]
     )
     assert [one.tolist() for one in labels] == [[-1, -1], [0, 0]]
+
+
+def test_half_precision_is_read_as_float32(tmp_path):
+    """Shipped start weights are in float16, and an eps is added to their small variances."""
+    state = Detector(3, 2, "resnet18", "batch").state_dict()
+    state["backbone.body.bn1.running_var"].fill_(2**-14)
+    torch.save({name: one.half() for name, one in state.items()}, tmp_path / "half.pth")
+    detector = build_detector(3, 2, "resnet18", str(tmp_path / "half.pth"), "inflate")
+    assert {one.dtype for one in detector.state_dict().values()} == {torch.float32}
+    variance = detector.state_dict()["backbone.body.bn1.running_var"]
+    torch.testing.assert_close(variance, torch.full_like(variance, 2**-14 + 1e-5))
+
+
+def test_candidates_limit_what_reaches_suppression(tmp_path):
+    """In training, in evaluation, and in evaluation of the weights that were trained with it."""
+    detector = Detector(3, 2, "resnet18", "batch", min_size=64, candidates=5)
+    torch.save(detector.state_dict(), tmp_path / "few.pth")
+    (tmp_path / "few.json").write_text(json.dumps(detector.settings))
+    loaded = load_detector(tmp_path / "few.pth")
+    plain = Detector(3, 2, "resnet18", "batch", min_size=64)
+    assert [loaded.rpn.train(mode).pre_nms_top_n() for mode in (True, False)] == [5, 5]
+    assert [plain.rpn.train(mode).pre_nms_top_n() for mode in (True, False)] == [2000, 1000]
+    counts = {}
+    for name, one in (("few", loaded.eval()), ("plain", plain.eval())):
+        one.rpn.register_forward_hook(
+            lambda _, __, out, name=name: counts.update({name: len(out[0][0])})
+        )
+        one([torch.rand(3, 64, 96)])
+    assert counts["few"] <= 5 * 5 < counts["plain"]

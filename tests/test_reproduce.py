@@ -4,6 +4,7 @@ The study that most tests look at is made once. Its jobs run in this process, on
 new process takes seconds to import torch. `scripts` has jobs that are real processes.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -30,10 +31,18 @@ from cmkd.frames.layout import condition_lists
 from cmkd.runtime import checkpoint
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
-from cmkd.study import jobs, report
+from cmkd.study import day_detector, jobs, report
 from cmkd.study.ablations import VARIANTS, variant_jobs
 from cmkd.study.discriminators import domain_entropy
-from cmkd.study.jobs import Job, JobRunner, environments, option_value, option_words, run_jobs
+from cmkd.study.jobs import (
+    Job,
+    JobRunner,
+    environments,
+    option_value,
+    option_words,
+    run_jobs,
+    training_state,
+)
 from cmkd.study.report import (
     WITHOUT_UNSEEN,
     FinishedRun,
@@ -47,7 +56,7 @@ from cmkd.study.report import (
     write_results,
 )
 from dataset import SeeingThroughFog
-from models import build_discriminators
+from models import build_detector, build_discriminators
 from reproduce import PRESETS
 from train_cmkd_adv import domain_bce
 from utils import training_parser
@@ -549,6 +558,65 @@ def test_why_jobs_failed(tmp_path, scripts):
     assert failed.pop("wrong").startswith("wrong.py: error: it is wrong (")
     assert failed == {"after": "it needs killed, which failed"}
     assert (out / "write").exists()
+
+
+def test_training_states_go_once_a_run_is_done(tmp_path, scripts):
+    """A failed run keeps its own, because the next call resumes it."""
+    states = [training_state(tmp_path / name) for name in ("write", "wrong")]
+    for file in [one for pair in states for one in pair]:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("")
+    made = tmp_path / "write/baseline.pth"
+    trainings = [
+        Job("write", ["write.py", str(made)], made, leaves=states[0]),
+        Job("wrong", ["wrong.py"], tmp_path / "wrong/baseline.pth", leaves=states[1]),
+    ]
+    assert run_jobs(trainings, tmp_path / "out", 1).keys() == {"wrong"}
+    assert made.exists()
+    assert not any(file.exists() for file in states[0])
+    assert all(file.exists() for file in states[1])
+
+
+def test_trainings_of_a_study_leave_only_weights(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py"])
+    args = reproduce.parse_arguments()
+    preset = PRESETS[args.preset]
+    train, _ = reproduce.training_jobs("baseline", 0, args, preset, [])
+    *_, pretrained = reproduce.preparation_jobs(args, preset)
+    for job in (train, pretrained):
+        run_dir = option_value(job.arguments, "--run-dir")
+        assert {str(file) for file in job.leaves} == {
+            f"{run_dir}/last.pth",
+            f"{run_dir}/previous.pth",
+        }
+
+
+def test_the_day_detector_is_made_by_one_command(tmp_path, monkeypatch):
+    """Real scripts at a tiny size; what is written starts a network with what was trained."""
+    training = "--backbone resnet18 --min-size 64 --rois 8 --workers 0 --epochs 1 --init none"
+    monkeypatch.setattr(day_detector, "TRAINING", training)
+    monkeypatch.setattr(day_detector, "FRAMES", "2 2 0")
+    monkeypatch.setattr(day_detector, "SIZE", "107x64")
+    out, file = tmp_path / "out", tmp_path / "rgb_day.pth"
+    monkeypatch.setattr(sys, "argv", ["day_detector", "--out", str(out), "--to", str(file)])
+    monkeypatch.setattr(day_detector, "training_state", lambda _: ())
+    with (
+        patch.object(jobs, "ThreadPoolExecutor", Inline),
+        patch.object(JobRunner, "call_script", call_here),
+    ):
+        day_detector.main()
+
+    beside = read(file.with_suffix(".json"))
+    assert beside["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert set(beside["val"]) >= {"AP", "AP50"}
+    assert str(tmp_path) not in file.with_suffix(".json").read_text()
+    shipped = torch.load(file, weights_only=True)
+    assert shipped["roi_heads.box_head.fc6.weight"].dtype == torch.float16
+    trained = torch.load(out / "pretrained/baseline.pth", weights_only=True)
+    assert file.stat().st_size < 0.52 * (out / "pretrained/baseline.pth").stat().st_size
+    started = build_detector(3, 2, "resnet18", str(file), "inflate", min_size=64).state_dict()
+    for name in ("backbone.body.conv1.weight", "roi_heads.box_head.fc6.weight"):
+        torch.testing.assert_close(started[name], trained[name], rtol=1e-3, atol=1e-7)
 
 
 def test_what_is_removed_is_made_again_and_nothing_mixed(tmp_path, scripts):

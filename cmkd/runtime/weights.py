@@ -55,7 +55,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Accepts a plain state_dict, our training checkpoint (under `model`), a `module.` prefix
     (distributed training), the names of torchvision 0.12 (the published checkpoints) and a
-    torchvision ResNet classifier (as the backbone). Raises `WeightsError`.
+    torchvision ResNet classifier (as the backbone). Half precision becomes float32. Raises
+    `WeightsError`.
     """
     content = read_content(path)
     state = content.get("model", content) if isinstance(content, dict) else None
@@ -66,7 +67,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state_dict: expected a dictionary of named tensors, or one under "
             "'model'"
         )
-    return {current_name(name): value for name, value in state.items()}
+    return {
+        current_name(name): value.float() if value.is_floating_point() else value
+        for name, value in state.items()
+    }
 
 
 def current_name(name: str) -> str:
@@ -115,9 +119,10 @@ def refuse_bad_settings(settings: Any, path: Path) -> None:
             f"{path}: its settings are a {type(settings).__name__}, not a dictionary: fix or "
             "remove it"
         )
-    for name in ("min_size", "max_size", "proposals", "padding"):
+    for name in ("min_size", "max_size", "proposals", "candidates", "padding"):
         value = settings.get(name, 1)
-        if type(value) is not int or value < 1:
+        may_be_none = name == "candidates"
+        if not (may_be_none and value is None) and (type(value) is not int or value < 1):
             raise WeightsError(
                 f"{path}: {name} is {value!r}, not a whole number of at least 1: fix or remove it"
             )

@@ -38,6 +38,7 @@ from cmkd.study.jobs import (
     read_study_records,
     report_failures,
     run_jobs,
+    training_state,
 )
 from cmkd.study.report import mean_and_deviation, tested_truth
 
@@ -128,7 +129,7 @@ def variant_jobs(
     seed_folder = args.study / f"seed{seed}"
     arguments += [word.format(seed=seed_folder) for word in variant.options.split()]
     weights = folder / f"{variant.network}.pth"
-    train = Job(title, arguments, weights)
+    train = Job(title, arguments, weights, leaves=training_state(folder))
 
     val_list = option_value(arguments, "--val-list")
     test = evaluation_job(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cmkd.runtime import checkpoint
 from cmkd.runtime.command_line import cores
 from cmkd.runtime.failures import StopRequest, warn
 from cmkd.runtime.files import REPOSITORY, UserError, read_json, refuse_unwritable, save_json
@@ -46,6 +47,12 @@ class Job:
     alone: bool = False  # uses all cores
     repeatable: bool = False
     reads: tuple[Path, ...] = ()
+    leaves: tuple[Path, ...] = ()  # files that nobody needs once it is done
+
+
+def training_state(run_dir: Path) -> tuple[Path, ...]:
+    """The training checkpoints of a run: twice, for a small network, what its weights take."""
+    return tuple(run_dir / name for name in (checkpoint.NEWEST, checkpoint.PREVIOUS))
 
 
 def option_words(**options: Any) -> list[str]:
@@ -218,6 +225,8 @@ class JobRunner:
                 self.done.add(job.name)
                 self.records[job.name]["done"] = True
                 save_json(self.records, self.out / "jobs.json")
+                for file in job.leaves:
+                    file.unlink(missing_ok=True)
             self.bar.update()
 
     def stop(self) -> None:
