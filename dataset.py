@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from tqdm import tqdm
 
 from cmkd.frames.annotations import (
     DEFAULT_CLASSES,
@@ -21,19 +23,20 @@ from cmkd.frames.annotations import (
     LABEL_WIDTH,
     OFFICIAL_CLASSES,
     USUALLY_IGNORED,
-    Label,
     class_groups,
     ignored_patterns,
     is_ignored,
     read_labels,
 )
 from cmkd.frames.cache import FrameCache, training_size
+from cmkd.frames.compact import Names, Ragged, pack, seen
 from cmkd.frames.images import image_size, read_rgb, read_slice
 from cmkd.frames.layout import (
     GATED_FOLDERS,
+    IMAGE_SUFFIXES,
     LABEL_FOLDER,
     RGB_FOLDER,
-    find_image,
+    find_suffix,
     label_file,
     missing_image_message,
     missing_labels_message,
@@ -90,10 +93,12 @@ class SeeingThroughFog(Dataset):
             for name in group
             if not is_ignored(name, self.ignored)
         }
-        self.names = read_list(self.list_file)
-        self.files = [self._find_images(index) for index in range(len(self))]
+        self.names = Names(read_list(self.list_file))
+        with self._progress("finding images") as indices:
+            self.suffixes = np.array([self._find_images(index) for index in indices], np.uint8)
         self.present_classes: set[str] = set()
-        self.objects = [self._read_objects(index) for index in range(len(self))]
+        with self._progress("reading labels") as indices:
+            self.objects = Ragged(self._read_objects(index) for index in indices)
         self._refuse_unknown_classes()
         self._refuse_ignored_entries()
 
@@ -103,10 +108,7 @@ class SeeingThroughFog(Dataset):
     @property
     def has_boxes(self) -> bool:
         """Whether any frame has a box to find, not counting ignore regions."""
-        return any(
-            self._scaled_objects(index, LABEL_WIDTH, LABEL_HEIGHT)[1].any()
-            for index in range(len(self))
-        )
+        return bool(scale_boxes(self.objects.values, LABEL_WIDTH, LABEL_HEIGHT)[1].any())
 
     @property
     def num_classes(self) -> int:
@@ -116,10 +118,29 @@ class SeeingThroughFog(Dataset):
     @property
     def fingerprint(self) -> str:
         """A hash of the frames' names, their boxes and labels: what an AP is measured against."""
-        content = json.dumps([self.classes, self.ignored, self.names, [
-            [(label, line.box) for label, line in objects] for objects in self.objects
-        ]])  # fmt: skip
-        return hashlib.sha256(content.encode()).hexdigest()
+        # The JSON of one long list, made in parts: all of it takes more memory than the dataset.
+        head = json.dumps([self.classes, self.ignored, list(self.names)])
+        digest = hashlib.sha256(f"{head[:-1]}, [".encode())
+        for index, objects in enumerate(self.objects):
+            boxes = zip(objects["label"].tolist(), objects["box"].tolist(), strict=True)
+            digest.update(f"{', ' if index else ''}{json.dumps(list(boxes))}".encode())
+        digest.update(b"]]")
+        return digest.hexdigest()
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(width, height) of every frame's RGB image in pixels, from its header, `[frames, 2]`."""
+        with self._progress("reading sizes") as indices:
+            sizes = [image_size(self.image_files(index)[0]) for index in indices]
+        return np.array(sizes)
+
+    def image_files(self, index: int) -> list[Path]:
+        """The image files of a frame, RGB first."""
+        name, suffixes = self.names[index], self.suffixes[index]
+        return [
+            self.root / folder / f"{name}{IMAGE_SUFFIXES[suffix]}"
+            for folder, suffix in zip(self.folders, suffixes, strict=True)
+        ]
 
     def seed_flips(self, seed: int) -> None:
         """Choose the frames that are flipped in this epoch, whichever worker loads them."""
@@ -136,7 +157,7 @@ class SeeingThroughFog(Dataset):
             if self.cache:
                 image = self.cache.store(index, image)
         height, width = image.shape[-2:]
-        boxes, labels, _ = self._scaled_objects(index, width, height)
+        boxes, labels, _ = scale_boxes(self.objects[index], width, height)
         if self.flip and np.random.default_rng([int(self.flip_seed), index]).random() < 0.5:
             image, boxes = flip_horizontally(image, boxes)
         return image, {
@@ -156,7 +177,7 @@ class SeeingThroughFog(Dataset):
         """
         if kind == "none":
             return
-        sizes = {image_size(files[0]) for files in self.files}
+        sizes = np.unique(self.sizes, axis=0).tolist()
         if len(sizes) > 1:
             raise UserError(
                 f"--cache {kind} needs frames of one size, and {self.list_file} has {len(sizes)}: "
@@ -164,7 +185,11 @@ class SeeingThroughFog(Dataset):
             )
         [(width, height)] = sizes
         size = training_size(height, width, min_size, max_size)
-        self.cache = FrameCache(kind, self.root / ".cache", self.files, size)
+        channels = len(self.folders) + 2  # RGB is one file and three channels
+        shape = (len(self), channels, *size)
+        with self._progress("opening the cache") as indices:
+            files = (file for index in indices for file in self.image_files(index))
+            self.cache = FrameCache(kind, self.root / ".cache", files, shape)
         atexit.register(self.cache.remove)
         gigabytes = self.cache.bytes / 1e9
         print(f"--cache {kind}: {len(self)} frames in {gigabytes:.2f} GB, {self.cache.file}")
@@ -177,12 +202,12 @@ class SeeingThroughFog(Dataset):
         visible in which camera, `distance` how far away in m; None if the labels do not say.
         """
         images, annotations = [], []
-        for index, name in enumerate(self.names):
-            width, height = image_size(self.files[index][0])
+        for index, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True)):
+            width, height = size
             images.append({"id": index, "file_name": name, "width": width, "height": height})
-            boxes, labels, lines = self._scaled_objects(index, width, height)
-            for (x0, y0, x1, y1), label, line in zip(
-                boxes.tolist(), labels.tolist(), lines, strict=True
+            boxes, labels, objects = scale_boxes(self.objects[index], width, height)
+            for (x0, y0, x1, y1), label, one in zip(
+                boxes.tolist(), labels.tolist(), objects, strict=True
             ):
                 for category in [label] if label else range(1, self.num_classes):
                     annotations.append(
@@ -193,9 +218,7 @@ class SeeingThroughFog(Dataset):
                             "bbox": [x0, y0, x1 - x0, y1 - y0],
                             "area": (x1 - x0) * (y1 - y0),
                             "iscrowd": int(label == 0),
-                            "visible_rgb": line.visible_rgb,
-                            "visible_gated": line.visible_gated,
-                            "distance": line.distance,
+                            **seen(one),
                         }
                     )
         categories = [
@@ -204,32 +227,49 @@ class SeeingThroughFog(Dataset):
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def _find_images(self, index: int) -> list[Path]:
-        name = self.names[index]
-        files = [find_image(self.root, folder, name) for folder in self.folders]
-        for folder, file in zip(self.folders, files, strict=True):
-            if not file:
+    def _progress(self, work: str) -> tqdm:
+        """The indices of all frames, with a bar if they take more than two seconds."""
+        return tqdm(
+            range(len(self)),
+            f"{self.list_file.stem}: {work}",
+            unit="frame",
+            leave=False,
+            delay=2,
+            disable=True if distributed.rank() else None,
+        )
+
+    def _find_images(self, index: int) -> list[int]:
+        """Which of `IMAGE_SUFFIXES` each image of a frame has."""
+        name, found = self.names[index], []
+        for folder in self.folders:
+            suffix = find_suffix(f"{self.root}/{folder}/{name}")
+            if suffix is None:
                 raise UserError(missing_image_message(self.root, folder, name, self._place(index)))
-        return files
+            found.append(IMAGE_SUFFIXES.index(suffix))
+        return found
 
     def _place(self, index: int) -> str:
         """The list and line of a frame."""
         return f"{self.list_file}:{parse_list(self.list_file)[0][self.names[index]]}"
 
-    def _read_objects(self, index: int) -> list[tuple[int, Label]]:
+    def _read_objects(self, index: int) -> np.ndarray:
         """The boxes of trained classes with their label, then the ignore regions with label 0."""
         file = label_file(self.root, self.names[index])
-        if not file.is_file():
-            raise UserError(missing_labels_message(file, self._place(index)))
-        labels = read_labels(file)
+        try:
+            labels = read_labels(file)
+        except UserError:
+            if file.is_file():
+                raise
+            raise UserError(missing_labels_message(file, self._place(index))) from None
         self.present_classes.update(label.name for label in labels)
         trained = [
             (self.label_of[label.name], label) for label in labels if label.name in self.label_of
         ]
-        return trained + [(0, label) for label in labels if is_ignored(label.name, self.ignored)]
+        ignored = [(0, label) for label in labels if is_ignored(label.name, self.ignored)]
+        return pack(trained + ignored)
 
     def _decode(self, index: int) -> Tensor:
-        rgb_file, *slice_files = self.files[index]
+        rgb_file, *slice_files = self.image_files(index)
         image = read_rgb(rgb_file)
         height, width = image.shape[-2:]
         slices = [read_slice(file) for file in slice_files]
@@ -239,24 +279,6 @@ class SeeingThroughFog(Dataset):
                 sizes = (own_width, own_height), (width, height)
                 raise UserError(other_size_message(file, rgb_file, *sizes))
         return torch.cat([image, *slices])
-
-    def _scaled_objects(
-        self, index: int, width: int, height: int
-    ) -> tuple[Tensor, Tensor, list[Label]]:
-        """Boxes in pixels of a width x height image, labels, and the lines they are from.
-
-        Boxes `[N, 4]` are clipped to the image; those without area are left out. Labels are `[N]`.
-        """
-        boxes = torch.tensor([line.box for _, line in self.objects[index]], dtype=torch.float64)
-        labels = torch.tensor([label for label, _ in self.objects[index]], dtype=torch.int64)
-        limits = torch.tensor([width, height, width, height], dtype=torch.float64)
-        label_space = torch.tensor([LABEL_WIDTH, LABEL_HEIGHT, LABEL_WIDTH, LABEL_HEIGHT])
-        boxes = boxes.reshape(-1, 4) * limits / label_space
-        boxes = boxes.clamp(min=0).minimum(limits).float()
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        kept = has_area.tolist()
-        lines = [line for (_, line), keep in zip(self.objects[index], kept, strict=True) if keep]
-        return boxes[has_area], labels[has_area], lines
 
     def _refuse_unknown_classes(self) -> None:
         """A class that is neither official nor in any label of the folder is probably a typo."""
@@ -284,6 +306,21 @@ class SeeingThroughFog(Dataset):
                     f"--ignore leaves nothing of --classes {','.join(group)}: take it off one of "
                     "them"
                 )
+
+
+def scale_boxes(objects: np.ndarray, width: int, height: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Boxes in pixels of a width x height image, labels, and the objects they are from.
+
+    Boxes float32 `[N, 4]` are clipped to the image; those without area are left out. Labels are
+    int64 `[N]`.
+    """
+    limits = torch.tensor([width, height, width, height], dtype=torch.float64)
+    label_space = torch.tensor([LABEL_WIDTH, LABEL_HEIGHT, LABEL_WIDTH, LABEL_HEIGHT])
+    boxes = torch.from_numpy(objects["box"]) * limits / label_space
+    boxes = boxes.clamp(min=0).minimum(limits).float()
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    labels = torch.from_numpy(objects["label"])[has_area]
+    return boxes[has_area], labels, objects[has_area.numpy()]
 
 
 def unused_patterns(patterns: set[str], names: set[str]) -> set[str]:

@@ -7,6 +7,7 @@ same in every step.
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -19,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from cmkd.evaluation.metrics import coco_metrics, none_for_nan
 from cmkd.evaluation.predict import predict, progress_bar, to_device
-from cmkd.runtime import checkpoint, distributed
+from cmkd.runtime import checkpoint, distributed, hardware
 from cmkd.runtime.failures import StopRequest, fetch, is_out_of_memory, warn
 from cmkd.runtime.files import UserError, append_record, reason_of, refuse_unwritable, save_json
-from cmkd.runtime.hardware import versions
 from cmkd.runtime.weights import save_torch, settings_file, sha256_of
 from dataset import Batch
 from utils import seed_everything
@@ -34,6 +35,8 @@ WARM_UP_ITERATIONS, WARM_UP_START = 1000, 0.001
 EPOCHS_PER_DECAY, DECAY = 5, 0.1
 # Reading a loss synchronises the GPU, which then idles until the next step. A CPU loses nothing.
 STEPS_BETWEEN_FETCHES = {"cuda": 20}
+PUBLISHED_SIZE = 500  # shorter side in px
+STEPS_BEFORE_WARNING = 3  # of how long an epoch takes on a CPU
 
 ComputeLosses = Callable[[Batch], dict[str, Tensor]]
 Step = tuple[dict[str, Tensor], list[str]]  # losses that are still on the device; names of frames
@@ -45,6 +48,7 @@ class Options:
 
     epochs: int = 100
     patience: int = 5  # stop once more epochs than this have passed since the best
+    min_size: int = PUBLISHED_SIZE
     batch_size: int = 4  # frames in memory at a time; the loader's batches hold those of a step
     lr: float = 0.005
     amp: bool = False  # bfloat16 autocast
@@ -183,6 +187,7 @@ def fit(
             content = {name: part.state_dict() for name, part in trained.items()}
             content |= {"optimizer": optimizer.state_dict(), "state": asdict(progress)}
             content |= {"random_states": states, "arguments": checkpoint.comparable(arguments)}
+            content |= {"threads": torch.get_num_threads()}
             checkpoint.save(options.run_dir, content)
 
     with StopRequest() as stop:
@@ -270,6 +275,8 @@ def train_one_epoch(
         now = time.perf_counter()
         progress.seconds += now - fetched_at
         fetched_at = now
+        if device.type == "cpu" and progress.iteration == min(STEPS_BEFORE_WARNING, steps):
+            warn_of_long_epochs(options, progress, len(loader))
         if stops or saves:
             save()
             saved_at = now
@@ -278,6 +285,19 @@ def train_one_epoch(
             stop.end_program(f"after step {step + 1} of epoch {epoch}")
     bar.close()
     save()
+
+
+def warn_of_long_epochs(options: Options, progress: Progress, steps_per_epoch: int) -> None:
+    """Say how long an epoch takes on a CPU, judged by the first steps, at the published size."""
+    if options.min_size < PUBLISHED_SIZE:
+        return
+    minutes = progress.seconds / progress.steps * steps_per_epoch / 60
+    duration = f"{minutes / 60:.1f} hours" if minutes > 60 else f"{minutes:.1f} minutes"
+    with tqdm.external_write_mode(sys.stderr):  # not in the middle of a progress bar
+        warn(
+            f"an epoch takes about {duration} on this CPU, without its validation: use a GPU, or "
+            "python reproduce.py --preset cpu for small networks (README)"
+        )
 
 
 def compute_gradients(
@@ -376,7 +396,7 @@ def begin_run(
     optimizer: torch.optim.Optimizer,
     arguments: dict[str, Any],
 ) -> tuple[Progress, list[dict[str, Any]]]:
-    """Start a run, or load the newest checkpoint of one that is resumed.
+    """Start a run, or load the newest checkpoint of one that is resumed, and say where it runs.
 
     Returns the progress and, within an epoch, the random states of all processes. The first process
     reads the checkpoint, so no other needs the folder. Raises `UserError` if a new run would
@@ -399,7 +419,10 @@ def begin_run(
         return content
 
     progress, random_states = Progress(), []
-    if content := distributed.on_first(load):
+    content = distributed.on_first(load) or {}
+    # Checkpoints of earlier versions have no number of threads.
+    hardware.start(next(trained.parameters()).device, options.amp, content.get("threads"))
+    if content:
         try:
             for name, part in trained.items():
                 part.load_state_dict(content[name])
@@ -453,8 +476,9 @@ def start_record(arguments: dict[str, Any], settings: dict[str, Any]) -> dict[st
     return {
         "arguments": arguments,
         "settings": settings,
-        "versions": versions(),
+        "versions": hardware.versions(),
         "processes": distributed.world_size(),
+        "threads": torch.get_num_threads(),
         "start": time.strftime("%F %T"),
     }
 
@@ -486,7 +510,7 @@ def save_best(
         "val_fingerprint": val_set.fingerprint,
         "sha256": sha256_of(weights),
         "arguments": arguments,
-        "versions": versions(),
+        "versions": hardware.versions(),
     }
     save_json(content, settings_file(weights))
 

@@ -32,10 +32,10 @@ from cmkd.evaluation.tables import (
     text_table,
 )
 from cmkd.frames.annotations import ignored_patterns
+from cmkd.runtime import hardware
 from cmkd.runtime.command_line import at_least
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import refuse_unwritable, save_json
-from cmkd.runtime.hardware import versions
 from utils import NetworkParser
 
 WEIGHTS = "weights/cmkd_adv.pth"
@@ -116,6 +116,7 @@ def main() -> None:
     if args.detections:
         found = read_results(args.detections, truths)
     else:
+        hardware.start(args.device, args.amp)
         found = detect_lists(
             detectors, datasets, args.batch_size, args.workers, args.device, args.amp
         )
@@ -145,7 +146,7 @@ def main() -> None:
             "amp": args.amp if detectors else None,
             "metrics": none_for_nan(metrics),
             "comparison": none_for_nan(comparisons),
-            "versions": versions(),
+            "versions": hardware.versions(),
         }
         save_json(numbers, args.json)
 

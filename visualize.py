@@ -31,10 +31,10 @@ from cmkd.evaluation.pipeline import (
 )
 from cmkd.evaluation.tables import comparison_rows, comparison_title, metrics_tables
 from cmkd.frames.annotations import class_groups
+from cmkd.runtime import hardware
 from cmkd.runtime.command_line import at_least, non_negative_float
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, refuse_unwritable, save_text
-from cmkd.runtime.hardware import versions
 from cmkd.viewing.annotate_pictures import annotate_pictures
 from cmkd.viewing.contact_sheet import save_picture
 from cmkd.viewing.curves import draw_curves
@@ -118,6 +118,7 @@ def write_gallery(args: argparse.Namespace) -> None:
     detectors, classes, ignore = load_comparable(args.compare)
     dataset = SeeingThroughFog(args.data, args.list, "rgb+gated", classes, ignore)
     datasets = read_datasets(args.data, [args.list], detectors, classes, ignore)
+    hardware.start(args.device, args.amp)
     found = detect_lists(detectors, datasets, args.batch_size, args.workers, args.device, args.amp)
     results = found[args.list]
     baseline, _, students = roles(detectors)
@@ -176,7 +177,7 @@ def page_settings(
         shown_from = describe_limits(gallery.limits[title])
         own = ", ".join(f"{name} {value}" for name, value in detector.settings.items())
         settings[f"weights {title}"] = f"{file}; shown from {shown_from}; {own}"
-    return settings | versions()
+    return settings | hardware.versions()
 
 
 def annotate_images(args: argparse.Namespace) -> None:
@@ -184,6 +185,7 @@ def annotate_images(args: argparse.Namespace) -> None:
     if not args.weights:
         raise UserError("--images needs the --weights of an RGB student")
     detector, classes = load_rgb_detector(args.weights)
+    hardware.start(args.device, args.amp)
     detector.to(args.device)
     names = ["+".join(group) for group in class_groups(classes)]
     least_score = 0.5 if args.score is None else args.score
@@ -194,11 +196,12 @@ def write_features(args: argparse.Namespace) -> None:
     """--features: the pyramids of several networks on one frame."""
     refuse_unwritable(args.out)
     detectors, classes, ignore = load_comparable(args.features)
+    hardware.start(args.device, bfloat16=False)
     for detector in detectors.values():
         detector.to(args.device).eval()
     dataset = SeeingThroughFog(args.data, args.list, "rgb+gated", classes, ignore)
     if not args.frame:
-        with_boxes = (index for index, objects in enumerate(dataset.objects) if objects)
+        with_boxes = (index for index, objects in enumerate(dataset.objects) if len(objects))
         index = next(with_boxes, 0)
     elif args.frame in dataset.names:
         index = dataset.names.index(args.frame)

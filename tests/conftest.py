@@ -19,6 +19,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 True True -1 -1"
+# Runs would choose their number by what else runs, and other numbers give other bits.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 # Scripts that run in the tests' process.
 IN_PROCESS = ("train_", "test.py", "visualize.py", "export.py", "check_data.py")
 NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")  # of train scripts
@@ -135,8 +137,11 @@ def the_error(done):
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers():
+def _same_random_numbers_and_threads():
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

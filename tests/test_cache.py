@@ -1,5 +1,6 @@
 """The cache of frames at training size: the same pixels, whatever is stored or damaged."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -99,6 +100,25 @@ def test_a_changed_file_or_size_is_another_cache(frames):
     changed = cached(frames)
     assert changed.cache.file != kept.cache.file
     assert (changed[0][0][:3] == 255).all()
+
+
+def test_the_key_is_of_resolved_paths(frames, tmp_path):
+    """Links lead to the same cache as the files, so each path is resolved as a whole."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for item in frames.iterdir():
+        (linked / item.name).symlink_to(item)
+    plain = cached(frames)
+    assert cached(linked).cache.file.name == plain.cache.file.name
+    (frames / "gated1/b.png").rename(tmp_path / "elsewhere.png")
+    (frames / "gated1/b.png").symlink_to(tmp_path / "elsewhere.png")
+    content = hashlib.sha256(b"1 (64, 106)")
+    for name in ("a", "b"):
+        for folder in ("images", "gated0", "gated1", "gated2"):
+            file = frames / folder / f"{name}.png"
+            status = file.stat()
+            content.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    assert cached(frames).cache.file.name == f"frames-{content.hexdigest()[:16]}.cache"
 
 
 def test_flips_follow_the_cache(frames):

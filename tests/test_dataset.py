@@ -1,7 +1,12 @@
 """The prepared layout -> samples: values, coordinates, classes, and errors in the input."""
 
+import hashlib
+import json
+import pickle
 import struct
+import sys
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +14,12 @@ import torch
 from conftest import label_line, write_frame
 from PIL import Image
 
+import dataset as dataset_module
+from benchmarks.long_list import Opening, link_frames
+from benchmarks.measure import Side
 from cmkd.evaluation.metrics import coco_metrics
 from cmkd.evaluation.predict import to_coco_results
+from cmkd.frames.annotations import CLASS_SETS, is_ignored, read_labels
 from cmkd.frames.layout import condition_lists
 from cmkd.runtime import distributed
 from cmkd.runtime.files import UserError
@@ -131,8 +140,25 @@ def test_jpg_and_official_list_form(tmp_path):
     png.unlink()
     (tmp_path / "one.txt").write_text("\ufeff2018-02-06_14-25-51,00400\r\n\r\n", encoding="utf-8")
     dataset = SeeingThroughFog(tmp_path, "one")
-    assert dataset.names == ["2018-02-06_14-25-51_00400"]
+    assert list(dataset.names) == ["2018-02-06_14-25-51_00400"]
     assert dataset[0][0].shape == (6, 96, 160)
+
+
+def test_png_and_jpg_side_by_side(frames):
+    for file in ("images/b", "gated1/a"):
+        png = frames / f"{file}.png"
+        Image.open(png).save(png.with_suffix(".jpg"))
+        png.unlink()
+    (frames / "images" / "a.jpg").write_bytes(b"not read: there is a PNG")
+    dataset = SeeingThroughFog(frames, "train_night")
+    files = [
+        [str(file.relative_to(frames)) for file in dataset.image_files(index)] for index in range(2)
+    ]
+    assert files == [
+        ["images/a.png", "gated0/a.png", "gated1/a.jpg", "gated2/a.png"],
+        ["images/b.jpg", "gated0/b.png", "gated1/b.png", "gated2/b.png"],
+    ]
+    assert dataset[0][0].shape == dataset[1][0].shape == (6, 96, 160)
 
 
 def test_classes(tmp_path):
@@ -255,7 +281,7 @@ BAD_INPUT = {
     "frame twice": (write("train_night.txt", b"a\nb\na\n"), "train_night.txt:3: a is in line 1"),
     "leaving the folder": (write("train_night.txt", b"a\n../b\n"), "train_night.txt:2: "),
     "missing slice": (remove("gated1/b.png"), "train_night.txt:2: "),
-    "missing labels": (remove("gated_labels/b.txt"), "gated_labels/b.txt is missing"),
+    "missing labels": (remove("gated_labels/b.txt"), "gated_labels/b.txt is missing: add it"),
     "truncated slice": (
         change("gated2/a.png", lambda content: content[:90]),
         "gated2/a.png cannot be read",
@@ -275,6 +301,15 @@ BAD_INPUT = {
         add_label(label_line(box=("x", 1, 2, 3))),
         "a.txt:2: columns 4-7 (counted from 0)",
     ),
+    "infinite box": (
+        add_label(label_line(box=(1, 1, "inf", 3))),
+        "a.txt:2: box 1 1 inf 3 is not x0 <= x1",
+    ),
+    "infinite row": (
+        add_label(label_line(box=(1, 1, 2, "inf"))),
+        "a.txt:2: box 1 1 2 inf is not x0 <= x1",
+    ),
+    "swapped rows": (add_label(label_line(box=(1, 9, 2, 3))), "a.txt:2: box 1 9 2 3 is not"),
     "NaN box": (add_label(label_line(box=("nan", 1, 2, 3))), "a.txt:2: box nan"),
     "swapped corners": (add_label(label_line(box=(9, 1, 2, 3))), "a.txt:2: box 9"),
 }
@@ -405,6 +440,122 @@ def test_a_detection_on_an_ignore_region_costs_nothing(tmp_path):
 def test_impossible_ignore(frames, ignore, message):
     with pytest.raises(UserError, match=message):
         SeeingThroughFog(frames, "train_night", ignore=ignore)
+
+
+LABEL_OF = {"PassengerCar": 1, **dict.fromkeys(CLASS_SETS["vru"].split(","), 2)}
+
+
+def odd_frames(root):
+    """Frames with names, boxes and labels that are rare in practice, in the list `odd`."""
+    kinds = ("Pedestrian", "DontCare", "RidableVehicle", "PassengerCar", "Pedestrian_is_group")
+    boxes = ((0.1, 2e-7, 1279.7, 1 / 3), (-5.5, 3, 1300, 9e2), (1, 2, 1.0000001, 99), (7, 7, 7, 9))
+    lines = [label_line(kind, box) for kind in kinds for box in (*boxes, (2000, 1, 2001, 2))]
+    lines[3:3] = [
+        label_line().replace("True True", "False unknown"),
+        label_line().replace("-1000 -1000 -1000", "1.5 -2 30.25", 1),
+        " ".join(label_line("RidableVehicle").split()[:15]) + "\n",  # KITTI
+    ]
+    contents = ["".join(lines), "", "".join(lines[::-1]), lines[0]]
+    names = ["n\u00e4chste_00001", "empty", "2018-02-06_14-25-51_00400", "b"]
+    for name, labels in zip(names, contents, strict=True):
+        write_frame(root, name, labels=labels)
+    (root / "odd.txt").write_text("\n".join(names), encoding="utf-8")
+    return names
+
+
+def plain_objects(file, ignored):
+    """The labels of a frame with their numbers, as Python objects from the file."""
+    labels = read_labels(file)
+    kept = [line for line in labels if not is_ignored(line.name, ignored)]
+    trained = [(LABEL_OF[line.name], line) for line in kept if line.name in LABEL_OF]
+    return trained + [(0, line) for line in labels if is_ignored(line.name, ignored)]
+
+
+def plain_boxes(objects):
+    """What remains of them in an image of 160x96: corners, label and line of each."""
+    found = []
+    for label, line in objects:
+        x0, x1 = (min(max(x * 160 / 1280, 0), 160) for x in line.box[::2])
+        y0, y1 = (min(max(y * 96 / 720, 0), 96) for y in line.box[1::2])
+        x0, y0, x1, y1 = np.float32([x0, y0, x1, y1]).tolist()
+        if x0 < x1 and y0 < y1:
+            found.append(((x0, y0, x1, y1), label, line))
+    return found
+
+
+@pytest.mark.parametrize("ignore", [None, [], ["RidableVehicle", "Dont*"]])
+def test_arrays_hold_what_the_label_files_say(tmp_path, ignore):
+    names = odd_frames(tmp_path)
+    dataset = SeeingThroughFog(tmp_path, "odd", classes=["PassengerCar", "vru"], ignore=ignore)
+    files = [tmp_path / "gated_labels" / f"{name}.txt" for name in names]
+    objects = [plain_objects(file, dataset.ignored) for file in files]
+    content = [dataset.classes, dataset.ignored, names]
+    content.append([[(label, line.box) for label, line in frame] for frame in objects])
+    assert dataset.fingerprint == hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    copy = pickle.loads(pickle.dumps(dataset))  # as a spawned worker has it
+    for index, frame in enumerate(objects):
+        boxes = plain_boxes(frame)
+        for image, target in (dataset[index], copy[index]):
+            assert image.shape == (6, 96, 160)
+            assert target["boxes"].tolist() == [list(corners) for corners, _, _ in boxes]
+            assert target["labels"].tolist() == [label for _, label, _ in boxes]
+            assert (type(target["name"]), target["name"]) == (str, names[index])
+    assert (dataset.names[-1], len(dataset.objects[-1])) == (names[-1], len(objects[-1]))
+    for sequence in (dataset, dataset.names, dataset.objects):
+        with pytest.raises(IndexError):
+            sequence[len(names)]
+
+
+@pytest.mark.parametrize("ignore", [None, ["RidableVehicle", "Dont*"]])
+def test_ground_truth_is_what_the_label_files_say(tmp_path, ignore):
+    names = odd_frames(tmp_path)
+    dataset = SeeingThroughFog(tmp_path, "odd", classes=["PassengerCar", "vru"], ignore=ignore)
+    expected = []
+    for index, name in enumerate(names):
+        objects = plain_objects(tmp_path / "gated_labels" / f"{name}.txt", dataset.ignored)
+        for (x0, y0, x1, y1), label, line in plain_boxes(objects):
+            for category in [label] if label else [1, 2]:
+                expected.append(
+                    {
+                        "id": len(expected) + 1,
+                        "image_id": index,
+                        "category_id": category,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "area": (x1 - x0) * (y1 - y0),
+                        "iscrowd": int(label == 0),
+                        "visible_rgb": line.visible_rgb,
+                        "visible_gated": line.visible_gated,
+                        "distance": line.distance,
+                    }
+                )
+    truth = dataset.ground_truth()
+    assert json.dumps(truth["annotations"]) == json.dumps(expected)
+    assert {one["visible_rgb"] for one in expected} == {True, False, None}
+    assert truth["images"] == [
+        {"id": index, "file_name": name, "width": 160, "height": 96}
+        for index, name in enumerate(names)
+    ]
+
+
+def test_sizes_are_read_once(frames, monkeypatch):
+    dataset = SeeingThroughFog(frames, "train_night")
+    truth = dataset.ground_truth()
+    assert [(image["width"], image["height"]) for image in truth["images"]] == [(160, 96)] * 2
+    monkeypatch.setattr(dataset_module, "image_size", lambda _: pytest.fail("read again"))
+    assert dataset.ground_truth() == truth
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_long_list_is_compact_and_shared_with_workers(synthetic, tmp_path):
+    """A list of Python objects adds 3,000 bytes a frame, and half of them again in each worker."""
+    frames = 5000
+    link_frames(synthetic, tmp_path / "data", frames)
+    side = Side(partial(Opening, tmp_path / "data"))
+    _, opened = side.ask("open")
+    _, copied = side.ask("read")
+    side.end()
+    assert opened["bytes"] < 1200 * frames
+    assert copied < 600 * frames
 
 
 def test_distance_is_the_length_of_the_position(frames):

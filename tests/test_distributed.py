@@ -105,6 +105,29 @@ def test_a_run_of_two_processes_resumes_in_one(synthetic, tmp_path):
     assert [record.get("processes", record.get("iteration")) for record in log] == [2, 3, 1, 9]
 
 
+COUNTS_THREADS = """
+import runpy, sys, torch
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(f"{torch.get_num_threads()} threads", file=sys.stderr)
+"""
+
+
+def test_all_processes_take_the_number_of_threads_of_the_checkpoint(synthetic, tmp_path):
+    """The environment has one thread. Nothing is left to train."""
+    train("baseline", synthetic, tmp_path, "--max-iterations 1")
+    last = tmp_path / "run/last.pth"
+    torch.save({**torch.load(last, weights_only=True), "threads": 3}, last)
+    script = tmp_path / "counts_threads.py"
+    script.write_text(COUNTS_THREADS)
+    options = "--max-iterations 1 --resume"
+    done, _ = run_in(2, script, *training("baseline", synthetic, tmp_path, *options.split()))
+    assert done.stderr.count("3 threads") == 2, done.stderr
+    assert done.stdout.count("3 threads; not on a GPU") == 1
+    assert done.stdout.count("threads: 3 as in the checkpoint (OMP_NUM_THREADS is 1)") == 1
+
+
 def test_an_error_in_one_process_ends_both_with_its_message(synthetic, tmp_path, copy_of):
     data = copy_of(synthetic)
     name = (data / "train_night.txt").read_text().split()[0]

@@ -125,6 +125,64 @@ def test_max_iterations(one_frame, tmp_path):
     assert (tmp_path / "w/seer.pth").exists()
 
 
+def test_the_number_of_threads_is_logged_and_a_resumed_run_takes_it_again(one_frame, tmp_path):
+    here = torch.get_num_threads()
+    log = run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    last = tmp_path / "run/last.pth"
+    content = torch.load(last, weights_only=True)
+    assert log[0]["threads"] == content["threads"] == here
+    torch.save({**content, "threads": here + 1}, last)
+    log = run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
+    assert (log[-2]["threads"], log[-1]["epoch"]) == (here + 1, 2)
+    assert torch.load(last, weights_only=True)["threads"] == here + 1
+
+
+def test_a_checkpoint_without_a_number_of_threads_resumes(one_frame, tmp_path):
+    """As earlier versions wrote it."""
+    run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
+    last = tmp_path / "run/last.pth"
+    content = torch.load(last, weights_only=True)
+    del content["threads"]
+    torch.save(content, last)
+    log = run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
+    assert (log[-2]["threads"], log[-1]["epoch"]) == (torch.get_num_threads(), 2)
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes", "warned_after"),
+    [
+        (4, {}, [3]),
+        (4, {"min_size": 499}, []),
+        (4, {"max_iterations": 2}, [2]),
+        (1, {"epochs": 4}, [1]),
+    ],
+)
+def test_long_epochs_on_a_cpu_are_warned_of_once(
+    tmp_path, monkeypatch, steps, changes, warned_after
+):
+    names, after = "abcd"[:steps], []
+    for name in names:
+        write_frame(tmp_path, name, labels=label_line(box=(10, 10, 60, 60)))
+    (tmp_path / "train_night.txt").write_text("\n".join(names))
+    model = Seer({1})
+    monkeypatch.setattr(
+        engine, "warn", lambda text: after.append((model.epoch, text))
+    )  # a `Seer` counts its steps as epochs
+    train_set = SeeingThroughFog(tmp_path, "train_night", "rgb")
+    run_fit(train_set, tmp_path, model, **{"epochs": 2, **changes})
+    assert [step for step, _ in after] == warned_after
+    for _, text in after:
+        assert re.match(r"an epoch takes about \d\.\d minutes on this CPU, ", text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(36.0, "about 3.3 hours"), (3.0, "about 16.7 minutes")]
+)
+def test_the_time_of_an_epoch_is_that_of_its_first_steps(capsys, seconds, expected):
+    engine.warn_of_long_epochs(Options(), engine.Progress(steps=3, seconds=seconds), 1000)
+    assert expected in capsys.readouterr().err
+
+
 def test_nothing_is_trained_once_max_iterations_was_reached(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1, 2, 3}), max_iterations=2)
     again = Seer({1, 2, 3})

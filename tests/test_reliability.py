@@ -33,8 +33,11 @@ from cmkd.runtime.files import UserError, append_record
 from dataset import SeeingThroughFog, TrainingBatches, make_loader
 
 
-def start_training(name, data, home, *options):
+def start_training(name, data, home, *options, threads=None):
     """Start a train script with a tiny network, in a process group of its own."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     places = ["--data", data, "--out", home, "--run-dir", home / "run"]
     return subprocess.Popen(
         [sys.executable, ROOT / f"train_{name}.py", *map(str, [*places, *TINY, *options])],
@@ -42,7 +45,7 @@ def start_training(name, data, home, *options):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env=environment,
     )
 
 
@@ -103,6 +106,32 @@ def test_killed_stopped_and_damaged_a_run_ends_as_if_nothing_had_happened(
         assert same_tensors(ends[0][part], ends[1][part])
     bests = [torch.load(home / "cmkd_adv.pth", weights_only=True) for home in (whole, parts)]
     assert same_tensors(*bests)
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason="torch takes no more threads than there are cores")
+def test_a_resumed_run_takes_the_number_of_threads_that_it_had(synthetic, tmp_path):
+    """Or it would have other bits: a sum over threads has one part for each of them."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["--no-amp", "--epochs", 2]
+    out, err = start_training("baseline", synthetic, whole, *common, threads=2).communicate()
+    assert ", float32, 2 threads; not on a GPU because " in out, err
+
+    often = ["--checkpoint-minutes", 1e-9]
+    process = start_training("baseline", synthetic, parts, *common, *often, threads=2)
+    wait_for_saves(process, parts / "run", 1)
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    common += ["--resume"]
+    out, err = start_training("baseline", synthetic, parts, *common, threads=1).communicate()
+    lines = out.splitlines()
+    assert lines[0] == "threads: 2 as in the checkpoint (OMP_NUM_THREADS is 1)", err
+    assert ", float32, 2 threads; not on a GPU because " in lines[1]
+    log = [json.loads(line) for line in (parts / "run/log.jsonl").read_text().splitlines()]
+    assert [record["threads"] for record in log if "threads" in record] == [2, 2]
+    assert epochs_of(whole / "run") == epochs_of(parts / "run")
+    ends = [torch.load(home / "run/last.pth", weights_only=True) for home in (whole, parts)]
+    assert same_tensors(ends[0]["model"], ends[1]["model"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

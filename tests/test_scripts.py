@@ -46,6 +46,43 @@ def test_training_writes_weights_json_log_and_state(trained, name):
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 0.0005, False)
 
 
+WHERE = re.compile(r"cpu \(.+, \d+ cores\), (\w+), \d+ threads?; not on a GPU because \w.*")
+
+
+def precisions_said(output):
+    """The precision in each line that says where networks run."""
+    return [match[1] for match in map(WHERE.fullmatch, output.splitlines()) if match]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_train_script_says_where_it_runs(trained, name):
+    said = precisions_said((trained / f"{name}.out").read_text())
+    assert said == ["bfloat16" if name == "baseline" else "float32"]
+
+
+def test_scripts_that_run_networks_say_where(trained, synthetic, tmp_path):
+    """Before they do. Others say nothing, and neither do other modes."""
+    weights = trained / "weights/baseline.pth"
+    common = f"--data {synthetic} --workers 0 --amp"
+    detections, sheet = f"{tmp_path}/d.json", f"{tmp_path}/s.png"
+    runs = {
+        f"test.py --weights {weights} --lists val_night --save-detections {detections}": "bfloat16",
+        f"visualize.py --compare {weights} --list val_night --out {sheet}": "bfloat16",
+        f"visualize.py --images {synthetic}/images --weights {weights} --out {tmp_path}/i": (
+            "bfloat16"
+        ),
+        # The pyramids are shown as they are without autocast.
+        f"visualize.py --features {weights} --list val_night --out {sheet}": "float32",
+    }
+    for command, precision in runs.items():
+        assert precisions_said(run_script(*f"{command} {common}".split()).stdout) == [precision]
+    for command in (
+        f"test.py --detections {detections} --lists val_night",
+        f"visualize.py --curves {trained}/runs/baseline/log.jsonl --out {sheet}",
+    ):
+        assert precisions_said(run_script(*f"{command} {common}".split()).stdout) == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_train_script_hands_to_fit(frames, tmp_path, monkeypatch, name):
     """Flips and shuffling for training alone, each list in its place, the options of the loop."""

@@ -77,7 +77,7 @@ def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
             )
             continue
         try:
-            box = tuple(float(column) for column in columns[4:8])
+            box = tuple(map(float, columns[4:8]))
         except ValueError:
             problems.append(
                 f"{path}:{number}: columns 4-7 (counted from 0) must be the box x0 y0 x1 y1, not "
@@ -85,7 +85,7 @@ def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
             )
             continue
         x0, y0, x1, y1 = box
-        if not all(math.isfinite(value) for value in box) or x1 < x0 or y1 < y0:
+        if not (-math.inf < x0 <= x1 < math.inf and -math.inf < y0 <= y1 < math.inf):
             problems.append(
                 f"{path}:{number}: box {x0:g} {y0:g} {x1:g} {y1:g} is not x0 <= x1, y0 <= y1 in "
                 "finite numbers: fix or remove the line"
@@ -102,11 +102,13 @@ def distance_to(position: list[str]) -> float | None:
     None if it is unknown, which KITTI and Seeing Through Fog write as -1000.
     """
     try:
-        coordinates = [float(column) for column in position]
+        x, y, z = map(float, position)
     except ValueError:
         return None
-    is_known = all(NO_POSITION < metres < math.inf for metres in coordinates)
-    return math.hypot(*coordinates) if is_known else None
+    for metres in (x, y, z):
+        if not NO_POSITION < metres < math.inf:
+            return None
+    return math.hypot(x, y, z)
 
 
 def clip(box: Corners) -> Corners:

@@ -1,11 +1,12 @@
 """Frames that are decoded once, then kept at training size in a file that all processes share."""
 
+import functools
 import hashlib
-import itertools
 import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +27,19 @@ class FrameCache:
     missing. Any process may store any frame at any time, because all store the same content.
 
     `kind` is `disk` (in `folder`, kept for later runs) or `ram` (in memory, until `remove`).
+    `files` are the images of all frames, and `shape` is frames, channels, height and width.
     Another list, another size, or another size or date of an image file makes another cache.
     Raises `UserError` if there is no room.
     """
 
     def __init__(
-        self, kind: str, folder: Path, files: list[list[Path]], size: tuple[int, int]
+        self, kind: str, folder: Path, files: Iterable[Path], shape: tuple[int, int, int, int]
     ) -> None:
-        channels = len(files[0]) + 2  # RGB is one file and three channels
-        self.shape = (len(files), channels, *size)
+        self.shape = shape
         self.kind = kind
         home = folder_in_memory() if kind == "ram" else folder
-        self.file = home / f"frames-{cache_key(files, size)}.cache"
-        self.bytes = int(np.prod(self.shape)) + 4 * len(files)
+        self.file = home / f"frames-{cache_key(files, shape[2:])}.cache"
+        self.bytes = int(np.prod(shape)) + 4 * shape[0]
         self._map_file()
 
     def __getstate__(self) -> dict:
@@ -104,12 +105,15 @@ def folder_in_memory() -> Path:
     return MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else Path(tempfile.gettempdir())
 
 
-def cache_key(files: list[list[Path]], size: tuple[int, int]) -> str:
+def cache_key(files: Iterable[Path], size: tuple[int, int]) -> str:
     """A name for these image files in their present state, at this size."""
     digest = hashlib.sha256(f"{VERSION} {size}".encode())
-    for file in itertools.chain.from_iterable(files):
+    # To resolve a path takes longer than all else here, so each folder is resolved once.
+    real_folder = functools.cache(Path.resolve)
+    for file in files:
         status = file.stat()
-        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        real = file.resolve() if file.is_symlink() else real_folder(file.parent) / file.name
+        digest.update(f"{real} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 

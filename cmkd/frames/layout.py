@@ -9,6 +9,7 @@ An image may also be a .jpg. The four images of a frame have one size, which can
 """
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ Item = TypeVar("Item")
 RGB_FOLDER, LABEL_FOLDER = "images", "gated_labels"
 GATED_FOLDERS = ("gated0", "gated1", "gated2")
 IMAGE_FOLDERS = (RGB_FOLDER, *GATED_FOLDERS)
+IMAGE_SUFFIXES = (".png", ".jpg")  # the first that exists is read
 SPLITS = ("train", "val", "test")
 LONGEST_NAME = 250  # bytes; file systems take 255, with the suffix
 
@@ -37,8 +39,17 @@ def recording_of(name: str) -> str:
 
 def find_image(root: Path, folder: str, name: str) -> Path | None:
     """The file of a frame's image in one folder of the layout, if it exists."""
-    files = (root / folder / f"{name}{suffix}" for suffix in (".png", ".jpg"))
-    return next((file for file in files if file.is_file()), None)
+    suffix = find_suffix(f"{root / folder}/{name}")
+    return root / folder / f"{name}{suffix}" if suffix else None
+
+
+def find_suffix(stem: str) -> str | None:
+    """The suffix of an image whose path without it is `stem`, if the image exists."""
+    for suffix in IMAGE_SUFFIXES:
+        # To make a Path takes longer than to ask for the file.
+        if os.path.isfile(f"{stem}{suffix}"):  # noqa: PTH113
+            return suffix
+    return None
 
 
 def label_file(root: Path, name: str) -> Path:

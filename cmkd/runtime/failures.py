@@ -196,7 +196,7 @@ def fetch(loader: DataLoader) -> Iterator[Any]:
         yield from batches
     except (RuntimeError, OSError, EOFError) as error:
         if dead := dead_workers(loader):
-            frames = ", ".join(str(loader.dataset.files[index][0]) for index in dead)
+            frames = ", ".join(str(loader.dataset.image_files(index)[0]) for index in dead)
             raise UserError(
                 f"a loader worker died ({reason_of(error)}) on {frames}: look at this frame; if it "
                 "is sound, memory was short: lower --workers"
