@@ -17,7 +17,7 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-BENCHMARKS := data_throughput train_throughput what_helps evaluate_throughput inference scaling bfloat16
+BENCHMARKS := data_throughput train_throughput what_helps evaluate_throughput inference scaling bfloat16 long_list
 
 bench: demo
 	for name in $(BENCHMARKS); do echo "== $$name"; \

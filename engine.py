@@ -396,7 +396,7 @@ def begin_run(
     optimizer: torch.optim.Optimizer,
     arguments: dict[str, Any],
 ) -> tuple[Progress, list[dict[str, Any]]]:
-    """Start a run, or load the newest checkpoint of one that is resumed, and say where it runs.
+    """Start or resume a run: load its newest checkpoint, set the threads, print the device.
 
     Returns the progress and, within an epoch, the random states of all processes. The first process
     reads the checkpoint, so no other needs the folder. Raises `UserError` if a new run would

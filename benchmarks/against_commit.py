@@ -8,9 +8,9 @@ earlier commit is unpacked from git. The cases `both cores` and `busy` compare t
 itself on one thread. Figures are medians of the turns.
 """
 
-import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -28,7 +29,6 @@ from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime.command_line import OneLineParser
 from cmkd.runtime.files import REPOSITORY
 from cmkd.study.day_detector import DAY_DETECTOR
-from cmkd.study.jobs import precision_words
 
 COMMIT = "2c1d775"
 SMALL = "--backbone resnet18 --min-size 128 --rois 32 --proposals 100 --flip"
@@ -45,7 +45,7 @@ class Case:
     size: str = "213x128"
     frames: int = 96
     val_frames: int = 60
-    before: str | None = COMMIT  # None: the present code on one thread
+    with_itself: bool = False  # the other side is the present code on one thread
     threads: int | None = 1  # of the new side; None: as it chooses
     busy: bool = False  # another process computes all the time
 
@@ -57,8 +57,8 @@ def cases(start: Path) -> dict[str, Case]:
     return {
         "a: from scratch, batch 8": Case(from_scratch, CANDIDATES),
         "b: from the start weights, batch 4": Case(from_start, CANDIDATES),
-        "a, both cores": Case(f"{from_scratch} {CANDIDATES}", before=None, threads=2),
-        "a, busy": Case(f"{from_scratch} {CANDIDATES}", before=None, threads=None, busy=True),
+        "a, both cores": Case(f"{from_scratch} {CANDIDATES}", with_itself=True, threads=2),
+        "a, busy": Case(f"{from_scratch} {CANDIDATES}", with_itself=True, threads=None, busy=True),
         "ResNet-50, 500 px, batch 4": Case(
             "--backbone resnet50 --init none --batch-size 4",
             size="1280x768",
@@ -73,11 +73,11 @@ def unpack(commit: str, folder: Path) -> Path:
     archive = folder / "commit.tar"
     command = ["git", "archive", "--prefix=before/", "-o", str(archive), commit]
     subprocess.run(command, cwd=REPOSITORY, check=True)
-    subprocess.run(["tar", "-xf", str(archive), "-C", str(folder)], check=True)
+    shutil.unpack_archive(archive, folder)
     return folder / "before"
 
 
-def train(checkout: Path, options: list[str], threads: int | None, run_dir: Path) -> dict:
+def train(checkout: Path, options: list[str], threads: int | None, run_dir: Path) -> dict[str, Any]:
     """Train for two epochs: img/s of training and validation in the second, peak memory in bytes.
 
     `threads` are given as OMP_NUM_THREADS; None lets the script choose.
@@ -113,24 +113,26 @@ def other_process(wanted: bool) -> Iterator[None]:
         process.kill()
 
 
-def measure_case(case: Case, folder: Path, before: Path, turns: int, bar: tqdm) -> dict:
+def measure_case(
+    case: Case, folder: Path, before: Path, turns: int, no_amp: bool, bar: tqdm
+) -> dict[str, Any]:
     """Both sides in turns; all figures, medians and ratios (above 1: the new side is better)."""
     data = folder / case.size
     if not data.is_dir():
         simulate(data, case.frames, case.size, case.val_frames)
     options = [*case.options.split(), *EVERYWHERE.split(), "--data", str(data)]
-    options += precision_words(sys.argv[1:])
+    options += ["--no-amp"] if no_amp else []
     sides = {
-        "before": (before if case.before else REPOSITORY, options, 1),
+        "before": (REPOSITORY if case.with_itself else before, options, 1),
         "now": (REPOSITORY, [*options, *case.only_new.split()], case.threads),
     }
-    figures: dict[str, list[dict]] = {name: [] for name in sides}
+    figures: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     with other_process(case.busy):
         for turn in range(turns):
             for name, (checkout, arguments, threads) in sides.items():
                 run_dir = folder / f"{name}-{turn}"
                 figures[name].append(train(checkout, arguments, threads, run_dir))
-                subprocess.run(["rm", "-r", str(run_dir)], check=True)
+                shutil.rmtree(run_dir)
                 bar.update()
 
     def median(name: str, what: str) -> float:
@@ -147,7 +149,7 @@ def measure_case(case: Case, folder: Path, before: Path, turns: int, bar: tqdm) 
     return result
 
 
-def table(results: dict[str, dict]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown: rates of both sides and their ratios."""
     heading = ["case", "training before, img/s", "now", "ratio", "evaluation before, img/s", "now"]
     rows = [[*heading, "ratio", "peak before, GiB", "now"]]
@@ -168,7 +170,7 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, default=DAY_DETECTOR, help="weights of case b (default: shipped)"
     )
-    parser.add_argument("--amp", action=argparse.BooleanOptionalAction, help="as train scripts")
+    parser.add_argument("--no-amp", action="store_true", help="both sides in float32")
     add_turns(parser, 5)
     add_json(parser)
     args = parser.parse_args()
@@ -185,8 +187,12 @@ def main() -> None:
         before = unpack(args.commit, Path(folder))
         for name, case in chosen.items():
             bar.set_description(name)
-            results[name] = measure_case(case, Path(folder), before, args.turns, bar)
-    print_and_save(table(results), {"commit": args.commit, "results": results}, args.json)
+            results[name] = measure_case(case, Path(folder), before, args.turns, args.no_amp, bar)
+    print_and_save(
+        table(results),
+        {"commit": args.commit, "no_amp": args.no_amp, "results": results},
+        args.json,
+    )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Opening:
         return last - first
 
     def fingerprint(self) -> str:
-        """The list's hash, as a run's log has it."""
+        """The hash that stands beside an AP."""
         return self.dataset.fingerprint
 
 

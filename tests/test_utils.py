@@ -259,7 +259,7 @@ def test_omp_num_threads_is_the_number_and_a_checkpoints_comes_before_it():
         assert f"), float32, {threads}; not on a GPU because " in line
 
 
-# -------------------------------------------------------------------------------- where it runs
+# --------------------------------------------------------------------------------------- device
 
 NO_DRIVER = (
     "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed "

@@ -57,7 +57,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def start(device: torch.device, bfloat16: bool, saved_threads: int | None = None) -> None:
-    """Set the number of threads of a run, and print in one line where it runs.
+    """Set a run's number of threads, and print one line: device, precision and threads.
 
     A run that is resumed takes the number of its checkpoint, because the same bits need the same
     number; one more line says so if it would be another one here.

@@ -1,4 +1,4 @@
-"""RoIAlign for training on a CPU, as the product of a sparse matrix and all feature maps.
+"""RoIAlign for training on a CPU: one product of a sparse matrix with the feature maps.
 
 torchvision's kernel scatters each gradient on its own and runs on one thread. But each value of
 RoIAlign is a weighted sum of at most 16 pixels, the same for all channels. So the forward pass is
@@ -99,7 +99,7 @@ class WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, indices: Tensor, weights: Tensor, *maps: Tensor) -> Tensor:
         context.save_for_backward(indices, weights)
-        context.like = [torch.empty_like(one, device="meta") for one in maps]
+        context.shapes, context.dtype = [one.shape for one in maps], maps[0].dtype
         channels = maps[0].shape[1]
         sizes = [one[:, 0].numel() for one in maps]
         pixels = weights.new_empty(sum(sizes), channels)
@@ -111,7 +111,7 @@ class WeightedSum(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         indices, weights = context.saved_tensors
-        sizes = [one[:, 0].numel() for one in context.like]
+        sizes = [images * height * width for images, _, height, width in context.shapes]
         # The transposed matrix: for each pixel, the sums that it is part of.
         order = indices.flatten().argsort(stable=True)
         counts = torch.bincount(indices.flatten(), minlength=sum(sizes))
@@ -123,7 +123,9 @@ class WeightedSum(torch.autograd.Function):
             mode="sum",
         )
         parts = [
-            part.view(len(one), *one.shape[2:], -1).permute(0, 3, 1, 2).to(one.dtype)
-            for part, one in zip(gradients.split(sizes), context.like, strict=True)
+            part.view(images, height, width, -1).permute(0, 3, 1, 2).to(context.dtype)
+            for part, (images, _, height, width) in zip(
+                gradients.split(sizes), context.shapes, strict=True
+            )
         ]
         return None, None, *parts

@@ -121,8 +121,9 @@ def refuse_bad_settings(settings: Any, path: Path) -> None:
         )
     for name in ("min_size", "max_size", "proposals", "candidates", "padding"):
         value = settings.get(name, 1)
-        may_be_none = name == "candidates"
-        if not (may_be_none and value is None) and (type(value) is not int or value < 1):
+        if name == "candidates" and value is None:  # torchvision's default
+            continue
+        if type(value) is not int or value < 1:
             raise WeightsError(
                 f"{path}: {name} is {value!r}, not a whole number of at least 1: fix or remove it"
             )
