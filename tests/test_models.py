@@ -581,7 +581,9 @@ def test_half_precision_is_read_as_float32(tmp_path):
     detector = build_detector(3, 2, "resnet18", str(tmp_path / "half.pth"), "inflate")
     assert {one.dtype for one in detector.state_dict().values()} == {torch.float32}
     variance = detector.state_dict()["backbone.body.bn1.running_var"]
-    torch.testing.assert_close(variance, torch.full_like(variance, 2**-14 + 1e-5))
+    torch.testing.assert_close(
+        variance, torch.full_like(variance, 2**-14 + 1e-5), rtol=1e-6, atol=0
+    )
 
 
 def test_candidates_limit_what_reaches_suppression(tmp_path):

@@ -75,7 +75,7 @@ class SparseRoIAlign(MultiScaleRoIAlign):
         position = position.clamp(min=0)
         before = position.long().clamp(min=0).minimum(last)
         after = (before + 1).minimum(last)
-        fraction = (position - before).masked_fill(before == last, 0)
+        fraction = position - before  # of no effect on the last pixel, which is both neighbours
         pixels = torch.stack([before, after], dim=-1)
         weights = torch.stack([1 - fraction, fraction], dim=-1)
         weights = weights * is_inside[:, :, None] / self.sampling_ratio
