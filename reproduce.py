@@ -4,11 +4,11 @@
     python reproduce.py --preset cpu --seeds 0 1 2                # docs/results.md: hours
     python reproduce.py --preset paper --data data --seeds 0 1 2  # the paper's table
 
-Without --data it simulates days and nights, and pretrains an RGB detector on the days, in place of
-COCO weights, which not everyone can download. It trains all networks from that detector as a user
-would, and tests them. OUT/results.md is the table, results.json all numbers, results.png the
-picture, comparison.html a page with frames of the first seed. A failed job is reported and its
-cells are dashes; the same command resumes.
+Without --data it simulates nights. All networks start from an RGB detector of simulated days, in
+place of COCO weights, which not everyone can download: for the presets smoke and cpu it is in
+pretrained/, for gpu it is trained first. All are trained and tested as a user would. OUT/results.md
+is the table, results.json all numbers, results.png the picture, comparison.html a page with frames
+of the first seed. A failed job is reported and its cells are dashes; the same command resumes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from cmkd.frames.annotations import DEFAULT_CLASSES
 from cmkd.runtime.command_line import OneLineParser
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
-from cmkd.study.day_detector import day_jobs, simulation_job
+from cmkd.study.day_detector import BACKBONE, DAY_DETECTOR, day_jobs, simulation_job
 from cmkd.study.jobs import (
     Job,
     evaluation_job,
@@ -52,32 +52,32 @@ class Preset:
 
     train: str  # for all networks, the pretrained one too
     start: str  # for the networks that are compared
-    pretrain: str = ""
+    starts_from_days: bool = False  # from the shipped day detector
+    pretrain: str = ""  # trains a day detector first
     size: str = ""
     days: str = ""  # frames for training, validation, test
     nights: str = ""
     needs_cuda: bool = False
 
 
+# In proportion to the picture's area, these are more regions than the published size has.
+SMALL = (
+    f"--backbone {BACKBONE} --min-size 128 --rois 32 --proposals 50 --candidates 300 --flip "
+    "--workers 0 --cache ram"
+)
 PRESETS = {
-    # Smaller batches and fewer epochs than the published recipe: six, because the learning rate
-    # falls to a tenth after five. It is the published 0.005 for 4 frames, scaled to 2.
     "smoke": Preset(
-        days="76 20 0",
-        nights="56 30 60",
+        starts_from_days=True,
+        nights="120 40 60",
         size="213x128",
-        pretrain="--init none --lr 0.01",
-        train="--backbone resnet18 --min-size 128 --rois 32 --proposals 64 --batch-size 2 --flip "
-        "--workers 0 --epochs 6",
-        start="--stem inflate --lr 0.0025",
+        train=f"{SMALL} --batch-size 4 --epochs 3",
+        start="--stem inflate",
     ),
     "cpu": Preset(
-        days="3000 200 0",
+        starts_from_days=True,
         nights="800 300 300",
         size="213x128",
-        pretrain="--init none --lr 0.01 --batch-size 8",
-        train="--backbone resnet18 --min-size 128 --rois 32 --proposals 100 --flip --workers 0 "
-        "--cache ram --epochs 6",
+        train=f"{SMALL} --epochs 6",
         start="--stem inflate",
     ),
     "gpu": Preset(
@@ -163,6 +163,8 @@ def training_jobs(
         *preset.start.split(),
         *given_options(args, FOR_COMPARED_NETWORKS),
     ]
+    if preset.starts_from_days and not args.init:
+        arguments += option_words(init=DAY_DETECTOR)
     if "pretrained" in needs:
         arguments += option_words(init=args.out / "pretrained/baseline.pth")
     if name in STUDENTS:
@@ -226,6 +228,11 @@ def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job])
             raise UserError(f"--{option} names one twice: name each once")
     if args.init not in (None, "coco", "imagenet", "none") and not Path(args.init).is_file():
         raise UserError(f"--init {args.init} is missing: name coco, imagenet, none or a file")
+    if preset.starts_from_days and not args.init and args.backbone not in (None, BACKBONE):
+        raise UserError(
+            f"--preset {args.preset} starts from a {BACKBONE} of simulated days: pass --init too, "
+            f"for --backbone {args.backbone}"
+        )
     for job in jobs:
         if job.arguments[0].startswith("train_"):
             parser = training_parser(job.name, "")

@@ -32,7 +32,7 @@ from cmkd.study.day_detector import DAY_DETECTOR
 
 COMMIT = "2c1d775"
 SMALL = "--backbone resnet18 --min-size 128 --rois 32 --proposals 100 --flip"
-CANDIDATES = "--candidates 300"  # of the small presets of reproduce.py
+FEWER = "--candidates 300 --proposals 50"  # of the small presets of reproduce.py
 EVERYWHERE = "--workers 0 --cache ram --epochs 2 --train-list train_night --val-list val_night"
 
 
@@ -55,10 +55,10 @@ def cases(start: Path) -> dict[str, Case]:
     from_scratch = f"{SMALL} --init none --batch-size 8"
     from_start = f"{SMALL} --init {start} --stem inflate --batch-size 4"
     return {
-        "a: from scratch, batch 8": Case(from_scratch, CANDIDATES),
-        "b: from the start weights, batch 4": Case(from_start, CANDIDATES),
-        "a, both cores": Case(f"{from_scratch} {CANDIDATES}", with_itself=True, threads=2),
-        "a, busy": Case(f"{from_scratch} {CANDIDATES}", with_itself=True, threads=None, busy=True),
+        "a: from scratch, batch 8": Case(from_scratch, FEWER),
+        "b: from the start weights, batch 4": Case(from_start, FEWER),
+        "a, both cores": Case(f"{from_scratch} {FEWER}", with_itself=True, threads=2),
+        "a, busy": Case(f"{from_scratch} {FEWER}", with_itself=True, threads=None, busy=True),
         "ResNet-50, 500 px, batch 4": Case(
             "--backbone resnet50 --init none --batch-size 4",
             size="1280x768",

@@ -3,9 +3,9 @@
     make demo
     python -m benchmarks.bfloat16 --json runs/bench/bfloat16.json
 
-train_teacher.py and train_cmkd_mse.py as reproduce.py calls them, from the demo's pretrained
-weights and on its frames, with --amp and with --no-amp, with several seeds: the best validation AP
-of each run. Then the demo's own weights, tested both ways.
+train_teacher.py and train_cmkd_mse.py as reproduce.py calls them, from the weights and on the
+frames of the demo, with --amp and with --no-amp, with several seeds: the best validation AP of each
+run. Then the demo's own weights, tested both ways.
 """
 
 import statistics
@@ -21,6 +21,7 @@ from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, read_json
+from cmkd.study.day_detector import DAY_DETECTOR
 from cmkd.study.jobs import option_words
 from cmkd.study.report import NETWORKS
 from reproduce import PRESETS
@@ -37,7 +38,7 @@ def train(demo: Path, method: str, precision: str, seed: int, out: Path) -> floa
     arguments = [
         *preset.train.split(),
         *preset.start.split(),
-        *option_words(init=demo / "pretrained/baseline.pth", data=demo / "data"),
+        *option_words(init=DAY_DETECTOR, data=demo / "data"),
         PRECISIONS[precision],
         *option_words(seed=seed, out=out, run_dir=out),
     ]

@@ -121,7 +121,7 @@ def study(synthetic, tmp_path_factory):
     """A study of two seeds, called twice; in the first call one run cannot write."""
     out = tmp_path_factory.mktemp("study") / "out"
     command = ["reproduce.py", "--data", synthetic, "--out", out, "--seeds", 3, 5]
-    command += ["--students", "cmkd_mse", "--init", "none", "--min-size", 64, "--epochs", 1]
+    command += ["--students", "cmkd_mse", "--min-size", 80, "--epochs", 1]
     command += ["--draws", 20]
     (out / "seed5").mkdir(parents=True)
     (out / "jobs.json").write_text("{}")
@@ -258,7 +258,7 @@ def test_seeds_differ_and_options_reach_the_scripts(study):
     ]
     assert not torch.equal(*(state["backbone.body.conv1.weight"] for state in teachers))
     arguments = read(study.out / "seed3/cmkd_mse.json")["arguments"]
-    expected = {"init": "none", "min_size": 64, "epochs": 1, "seed": 3}
+    expected = {"init": str(day_detector.DAY_DETECTOR), "min_size": 80, "epochs": 1, "seed": 3}
     expected["rois"] = 32  # the preset's
     expected["teacher"] = str(study.out / "seed3/teacher.pth")
     assert {name: arguments[name] for name in expected} == expected
@@ -353,7 +353,7 @@ def test_networks_are_tested_on_brighter_and_darker_nights(study, tmp_path):
     dark, bright = figures["0.2"], figures["0.8"]
     assert dark["measured"]["people"] == bright["measured"]["people"] > 0
     assert dark["measured"]["visible_rgb"] < bright["measured"]["visible_rgb"]
-    assert dark["all"]["teacher"] != dark["all"]["baseline"]
+    assert bright["all"]["teacher"] != bright["all"]["baseline"]
     for share in ("0.2", "0.8"):
         check_share(figures[share], out, float(share))
     rows = (tmp_path / "s.md").read_text().splitlines()
@@ -482,6 +482,7 @@ def test_other_settings_are_refused(study):
         (["--stem", "inflat"], "argument --stem: invalid choice"),
         (["--init", "no.pth"], "--init no.pth is missing"),
         (["--test-list", "val_night"], "cannot judge them"),
+        (["--backbone", "resnet34"], "starts from a resnet18 of simulated days: pass --init too"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, capsys, options, part):
@@ -510,11 +511,12 @@ def test_own_classes_are_not_looked_for_in_simulated_days(monkeypatch):
     command = ["reproduce.py", "--data", "d", "--classes", "Deer,Moose", "--epochs", "3"]
     monkeypatch.setattr(sys, "argv", command)
     args = reproduce.parse_arguments()
-    days, pretrained = reproduce.preparation_jobs(args, PRESETS["smoke"])
+    preset = PRESETS["gpu"]
+    days, pretrained = reproduce.preparation_jobs(args, preset)
     assert days.name == "days"
     assert "--classes" not in pretrained.arguments
     assert "3" not in pretrained.arguments
-    train, _ = reproduce.training_jobs("baseline", 0, args, PRESETS["smoke"], [pretrained])
+    train, _ = reproduce.training_jobs("baseline", 0, args, preset, [pretrained])
     assert option_value(train.arguments, "--classes") == "Deer,Moose"
     assert train.needs == ("pretrained",)
 
@@ -580,7 +582,7 @@ def test_training_states_go_once_a_run_is_done(tmp_path, scripts):
 def test_trainings_of_a_study_leave_only_weights(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reproduce.py"])
     args = reproduce.parse_arguments()
-    preset = PRESETS[args.preset]
+    preset = PRESETS["gpu"]
     train, _ = reproduce.training_jobs("baseline", 0, args, preset, [])
     *_, pretrained = reproduce.preparation_jobs(args, preset)
     for job in (train, pretrained):
@@ -617,6 +619,28 @@ def test_the_day_detector_is_made_by_one_command(tmp_path, monkeypatch):
     started = build_detector(3, 2, "resnet18", str(file), "inflate", min_size=64).state_dict()
     for name in ("backbone.body.conv1.weight", "roi_heads.box_head.fc6.weight"):
         torch.testing.assert_close(started[name], trained[name], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu"])
+def test_small_presets_start_from_the_shipped_day_detector(monkeypatch, capsys, name):
+    """Every tensor of the file is used, and the file is the one that its JSON describes."""
+    file = day_detector.DAY_DETECTOR
+    beside = read(file.with_suffix(".json"))
+    assert beside["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file.stat().st_size < 60e6
+
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--preset", name])
+    args, preset = reproduce.parse_arguments(), PRESETS[name]
+    assert [job.name for job in reproduce.preparation_jobs(args, preset)] == ["nights"]
+    train, _ = reproduce.training_jobs("teacher", 0, args, preset, [])
+    options = training_parser("x", "").parse_args(train.arguments[1:])
+    assert options.init == str(file)
+    detector = build_detector(6, 2, options.backbone, options.init, options.stem)
+    assert "; new: nothing\n" in capsys.readouterr().out
+    trained = torch.load(file, weights_only=True)["backbone.body.conv1.weight"].float()
+    kernels = detector.state_dict()["backbone.body.conv1.weight"]
+    torch.testing.assert_close(kernels[:, :3], trained)
+    torch.testing.assert_close(kernels[:, 3], trained.mean(dim=1))
 
 
 def test_what_is_removed_is_made_again_and_nothing_mixed(tmp_path, scripts):

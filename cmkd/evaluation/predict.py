@@ -27,16 +27,17 @@ def predict(
     model.eval()
     results = []
     bar = progress_bar(loader.dataset.list_file.stem, loader)
-    for images, targets in fetch(loader):
-        images, _ = to_device((images, []), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            detections = model(images)
-        results += to_coco_results(detections, targets)
-        bar.update(len(images) * distributed.world_size())
-        # With several processes the others would wait for this one: they stop after the next step.
-        if stop and stop.signal and distributed.world_size() == 1:
-            bar.close()
-            stop.end_program("while validating")
+    # Autocast casts weights once, and keeps them until its context ends.
+    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        for images, targets in fetch(loader):
+            images, _ = to_device((images, []), device)
+            results += to_coco_results(model(images), targets)
+            bar.update(len(images) * distributed.world_size())
+            # With several processes the others would wait for this one: they stop after the next
+            # step.
+            if stop and stop.signal and distributed.world_size() == 1:
+                bar.close()
+                stop.end_program("while validating")
     bar.close()
     everywhere = [result for part in distributed.gather(results) for result in part]
     return sorted(everywhere, key=lambda result: result["image_id"])

@@ -4,10 +4,10 @@
     python -m cmkd.study.ablations --study runs/cpu --only "mse 5" "teacher, slice 2 alone" \\
         --json runs/bench/some.json
 
-A variant starts from the study's data and pretrained detector, and is compared with the run that it
-varies, seed by seed; with --epochs, with one of as many epochs. Both are represented by their best
-epoch by validation AP, and tested on the validation list alone. The runs are in STUDY/ablations; a
-second call continues after what is done.
+A variant has the data and start weights of the study, and is compared with the run that it varies,
+seed by seed; with --epochs, with one of as many epochs. Both are represented by their best epoch by
+validation AP, and tested on the validation list alone. The runs are in STUDY/ablations; a second
+call continues after what is done.
 
 "baseline, from teacher" is what CMKD-Plus was: an RGB detector that starts from the trained
 teacher's weights, with the kernels of the gated channels folded into the RGB ones

@@ -2,10 +2,10 @@
 
     python -m cmkd.study.day_detector
 
-Simulates days, trains an RGB detector on them from random weights (two hours on a core), and writes
-its best epoch to pretrained/rgb_day.pth, with matrices and kernels in float16. The JSON beside it
-has its settings, the SHA-256 of the file and the AP by day of what is in it. The same command
-resumes.
+Simulates days, trains an RGB detector on them from random weights (three hours on a core), and
+writes its best epoch to pretrained/rgb_day.pth, with matrices and kernels in float16. The JSON
+beside it has its settings, the SHA-256 of the file and the AP by day of what is in it. The same
+command resumes.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ BACKBONE = "resnet18"
 FRAMES, SIZE = "9000 300 0", "213x128"
 TRAINING = (
     f"--backbone {BACKBONE} --min-size 128 --rois 32 --proposals 100 --candidates 300 --flip "
-    "--workers 0 --cache ram --epochs 6 --init none --lr 0.01 --batch-size 8"
+    "--workers 0 --cache ram --epochs 8 --init none --lr 0.01 --batch-size 8"
 )
 TRAIN_LIST, VAL_LIST = "train_clear_day", "val_clear_day"
 SEED_OF_DAYS = 1_000_000  # other places than those of the nights

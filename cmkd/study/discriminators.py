@@ -24,6 +24,7 @@ from tqdm import tqdm
 from cmkd.evaluation.options import add_json, add_study
 from cmkd.evaluation.predict import to_device
 from cmkd.evaluation.tables import markdown_table, print_and_save
+from cmkd.runtime import hardware
 from cmkd.runtime.command_line import OneLineParser, at_least, non_negative_float
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
@@ -182,6 +183,7 @@ def main() -> None:
     )
     dataset.use_cache("ram", args.min_size, args.max_size)
     loader = make_loader(dataset, args.batch_size, args.workers, shuffle=True)
+    hardware.start(args.device, args.amp)
     training = Training(args, options, dataset.num_classes)
     rows = watch(training, loader, options.seed, options.steps)
 
