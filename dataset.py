@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cmkd.frames.annotations import (
     DEFAULT_CLASSES,
+    DOUBTFUL,
     LABEL_HEIGHT,
     LABEL_WIDTH,
     OFFICIAL_CLASSES,
@@ -64,8 +65,10 @@ class SeeingThroughFog(Dataset):
     regions come last, with label 0 and `iscrowd` 1.
 
     `classes`: each entry is one label of the detector and names the label classes it is made of,
-    separated by commas. `ignore`: see `annotations.ignored_patterns`. All labels are read here, so
-    an error in one stops before training starts. Raises `UserError`.
+    separated by commas. `ignore`: see `annotations.ignored_patterns`. `labels` is the folder of the
+    label files; in a folder of machine labels, DontCare is always ignored. None: frames without
+    labels, whose samples have no boxes. All labels are read here, so an error in one stops before
+    training starts. Raises `UserError`.
     """
 
     def __init__(
@@ -76,11 +79,15 @@ class SeeingThroughFog(Dataset):
         classes: list[str] | tuple[str, ...] = DEFAULT_CLASSES,
         ignore: list[str] | None = None,
         flip: bool = False,
+        labels: str | None = LABEL_FOLDER,
     ) -> None:
         self.root = Path(root)
         self.list_file = self.root / f"{list_name}.txt"
         self.folders = FOLDERS_OF[modality]
+        self.label_folder = labels
         self.ignored = ignored_patterns(ignore)
+        if labels != LABEL_FOLDER:
+            self.ignored = tuple(dict.fromkeys((*self.ignored, DOUBTFUL)))
         self.classes = class_groups(classes)
         self.flip = flip
         # Shared, because loader workers outlive an epoch.
@@ -97,9 +104,13 @@ class SeeingThroughFog(Dataset):
         with self._progress("finding images") as indices:
             self.suffixes = np.array([self._find_images(index) for index in indices], np.uint8)
         self.present_classes: set[str] = set()
-        with self._progress("reading labels") as indices:
-            self.objects = Ragged(self._read_objects(index) for index in indices)
-        self._refuse_unknown_classes()
+        if labels is None:
+            self.objects = Ragged(pack([]) for _ in self.names)
+        else:
+            with self._progress("reading labels") as indices:
+                self.objects = Ragged(self._read_objects(index) for index in indices)
+        if labels == LABEL_FOLDER:
+            self._refuse_unknown_classes()
         self._refuse_ignored_entries()
 
     def __len__(self) -> int:
@@ -254,7 +265,7 @@ class SeeingThroughFog(Dataset):
 
     def _read_objects(self, index: int) -> np.ndarray:
         """The boxes of trained classes with their label, then the ignore regions with label 0."""
-        file = label_file(self.root, self.names[index])
+        file = label_file(self.root, self.names[index], self.label_folder)
         try:
             labels = read_labels(file)
         except UserError:

@@ -52,9 +52,9 @@ def find_suffix(stem: str) -> str | None:
     return None
 
 
-def label_file(root: Path, name: str) -> Path:
-    """The label file of a frame, whether it exists or not."""
-    return root / LABEL_FOLDER / f"{name}.txt"
+def label_file(root: Path, name: str, folder: str = LABEL_FOLDER) -> Path:
+    """The label file of a frame in a folder of labels, whether it exists or not."""
+    return root / folder / f"{name}.txt"
 
 
 def missing_image_message(root: Path, folder: str, name: str, list_line: str) -> str:
