@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -387,17 +387,23 @@ class TrainingBatches(Sampler[list[int]]):
 
 
 def make_loader(
-    dataset: SeeingThroughFog, batch_size: int, workers: int, shuffle: bool = False
+    dataset: SeeingThroughFog,
+    batch_size: int,
+    workers: int,
+    shuffle: bool = False,
+    indices: Sequence[int] | None = None,
 ) -> DataLoader:
     """A loader of (images, targets); each of several processes loads its part.
 
-    For training (`shuffle`) in batches of `TrainingBatches`, else in order, each frame once.
+    For training (`shuffle`) in batches of `TrainingBatches`, else in order, each frame once, and
+    only the frames of `indices` if they are given.
     """
     dataset.reading = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
     if shuffle:
         batches = {"batch_sampler": TrainingBatches(len(dataset), batch_size)}
     else:
-        own = range(distributed.rank(), len(dataset), distributed.world_size())
+        frames = range(len(dataset)) if indices is None else indices
+        own = frames[distributed.rank() :: distributed.world_size()]
         batches = {"batch_size": batch_size, "sampler": own}
     if workers:
         prepare_for_workers()

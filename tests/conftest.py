@@ -22,7 +22,7 @@ TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 True 
 # Runs would choose their number by what else runs, and other numbers give other bits.
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 # Scripts that run in the tests' process.
-IN_PROCESS = ("train_", "test.py", "visualize.py", "export.py", "check_data.py")
+IN_PROCESS = ("train_", "test.py", "visualize.py", "export.py", "check_data.py", "label_")
 NAMES = ("teacher", "baseline", "cmkd_mse", "cmkd_adv")  # of train scripts
 TINY = [
     "--backbone",

@@ -12,6 +12,7 @@ from cmkd.runtime.files import UserError, read_lines
 
 LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
 LABEL_COLUMNS = (15, 16, 27)  # KITTI, KITTI with a score, Seeing Through Fog
+SCORE_COLUMN = {16: 15, 27: 18}  # by the number of columns
 NO_POSITION = -1000  # in any of the three coordinates
 VISIBLE = {"True": True, "False": False}  # any other text means unknown
 
@@ -52,6 +53,7 @@ class Label:
     visible_gated: bool | None
     distance: float | None  # m, from the 3D position in columns 11-13; None if unknown
     line: int
+    score: float | None = None  # what the file says; None if it has no column for it
 
     @property
     def is_person(self) -> bool:
@@ -93,8 +95,17 @@ def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
             )
         elif has_area(box):
             visible = [VISIBLE.get(column) for column in columns[23:25] or ("", "")]
-            labels.append(Label(columns[0], box, *visible, distance_to(columns[11:14]), number))
+            distance = distance_to(columns[11:14])
+            labels.append(Label(columns[0], box, *visible, distance, number, score_of(columns)))
     return labels, problems
+
+
+def score_of(columns: list[str]) -> float | None:
+    """The score in a line's columns; None if it has none."""
+    try:
+        return float(columns[SCORE_COLUMN[len(columns)]])
+    except (KeyError, ValueError):
+        return None
 
 
 def distance_to(position: list[str]) -> float | None:

@@ -113,11 +113,11 @@ def read_json(path: Path, advice: str) -> Any:
         raise UserError(f"{path} is not JSON ({reason_of(error)}): {advice}") from None
 
 
-def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line to a log and flush it to the disk. Raises `UserError`."""
+def append_record(path: Path, *records: dict[str, Any]) -> None:
+    """Append a JSON line for each record to a log and flush it to the disk. Raises `UserError`."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, default=str) + "\n")
+            file.writelines(json.dumps(record, default=str) + "\n" for record in records)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from cmkd.frames.annotations import Label, to_pixels
 from cmkd.frames.images import read_rgb, read_slice
-from cmkd.frames.layout import GATED_FOLDERS, RGB_FOLDER, find_image
+from cmkd.frames.layout import GATED_FOLDERS, IMAGE_FOLDERS, RGB_FOLDER, find_image
 from cmkd.viewing.contact_sheet import (
     GREEN,
     PURPLE,
@@ -63,13 +63,21 @@ def spread(names: list[str], count: int) -> list[str]:
 
 def frame_tiles(root: Path, name: str, labels: list[Label]) -> list[Image.Image]:
     """RGB and the three slices of a frame, with a line around each box."""
-    rgb = read_rgb(find_image(root, RGB_FOLDER, name))
-    slices = [read_slice(find_image(root, folder, name)) for folder in GATED_FOLDERS]
-    pictures = [rgb.permute(1, 2, 0).numpy(), *(one[0].numpy() for one in slices)]
-    tiles = [resize_to_width(Image.fromarray(picture), FRAME_TILE_WIDTH) for picture in pictures]
+    tiles = frame_pictures(root, name, IMAGE_FOLDERS)
     for tile in tiles:
         draw_boxes(tile, [box_of(label, tile.size) for label in labels])
     return tiles
+
+
+def frame_pictures(root: Path, name: str, folders: tuple[str, ...]) -> list[Image.Image]:
+    """A frame's images in these folders, as tiles."""
+    pictures = []
+    for folder in folders:
+        file = find_image(root, folder, name)
+        is_rgb = folder == RGB_FOLDER
+        picture = read_rgb(file).permute(1, 2, 0) if is_rgb else read_slice(file)[0]
+        pictures.append(Image.fromarray(picture.numpy()))
+    return [resize_to_width(picture, FRAME_TILE_WIDTH) for picture in pictures]
 
 
 def box_of(label: Label, tile_size: tuple[int, int]) -> Box:
