@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from conftest import label_line, run_script, the_error, write_frame
 from test_evaluation import result, truth
 
+from cmkd.evaluation import pipeline
 from cmkd.evaluation.metrics import match
 from cmkd.evaluation.mirror import SAME_OBJECT, detect, fuse, mirror_boxes
 from cmkd.evaluation.predict import predict
@@ -27,12 +30,22 @@ from models import build_detector, load_detector
 LIST = "unlabelled_night"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _networks_are_loaded_once():
+    """Half a second each time, and the script does not change them."""
+    with patch.object(pipeline, "load_detector", cache(load_detector)):
+        yield
+
+
 def make_weights(file, channels=6, seed=0, **settings):
     """A tiny network with random weights: its scores are about 0.5."""
     torch.manual_seed(seed)
     detector = build_detector(channels, 2, backbone="resnet18", init="none", min_size=64)
     save_torch(detector.state_dict(), file)
-    save_json({**detector.settings, "proposals": 30, **settings}, file.with_suffix(".json"))
+    save_json(
+        {**detector.settings, "proposals": 20, "candidates": 50, **settings},
+        file.with_suffix(".json"),
+    )
     return file
 
 
@@ -210,7 +223,7 @@ def test_continues_after_a_kill_between_journal_and_file(data, weights, scores):
     assert "0 of them labelled now" in label(data, weights, *by_hand(scores)).stdout
 
 
-@pytest.mark.parametrize("room", range(3, 12, 2))
+@pytest.mark.parametrize("room", [3, 8])
 def test_a_full_disk_is_one_line_and_the_same_command_continues(
     data, weights, scores, monkeypatch, room
 ):
@@ -238,16 +251,14 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(
 
 def test_a_human_correction_stays(data, weights, scores):
     label(data, weights, *by_hand(scores))
-    first, second, *_ = names_of(data)
+    first, second, *_ = [name for name, text in texts_of(data).items() if text]
     (data / f"machine/{first}.txt").write_text(label_line())
     (data / f"machine/{second}.txt").write_text("")
     texts = texts_of(data)
     for options in ([], ["--relabel"]):
         done = label(data, weights, *by_hand(scores), *options)
         assert texts_of(data) == texts
-        assert "files of a human kept" in done.stdout
-        kept = 1 + bool(results_on(data, weights))
-        assert f"{kept} files of a human kept" in done.stdout
+        assert "2 files of a human kept" in done.stdout
 
 
 def test_a_correction_made_meanwhile_stays(data, weights, scores, monkeypatch):
@@ -270,11 +281,7 @@ def test_other_weights_need_relabel(data, weights, scores, tmp_path):
     (data / f"machine/{first}.txt").write_text(label_line())
     texts = texts_of(data)
     other = make_weights(tmp_path / "other.pth", seed=1)
-    for command in (
-        (other, *by_hand(scores)),
-        (weights, "--thresholds", scores[0], scores[0]),
-        (weights, *by_hand(scores), "--mirror"),
-    ):
+    for command in ((other, *by_hand(scores)), (weights, *by_hand(scores), "--mirror")):
         error = the_error(label(data, *command, expect=2))
         assert "another --out, or pass --relabel" in error
         assert texts_of(data) == texts
@@ -310,7 +317,7 @@ def test_another_list_joins_the_folder(data, weights, scores):
 
 def test_parts_make_the_whole(data, weights, scores, tmp_path):
     label(data, weights, *by_hand(scores), "--out", "whole")
-    for part, count in ((2, 2), (1, 3)):
+    for part in (2, 1):
         done = label(data, weights, *by_hand(scores), "--part", f"{part}/2")
         assert "3 frames, 3 of them labelled now" in done.stdout
     assert texts_of(data) == texts_of(data, "whole")
@@ -509,7 +516,7 @@ def test_merged_views_are_those_of_a_plain_loop():
         np.testing.assert_allclose(
             fused["boxes"], np.array([one[2] for one in expected]).reshape(-1, 4), atol=1e-3
         )
-        assert max(count, others) <= len(expected) <= count + others
+        assert len(expected) <= count + others - shared / 2
     empty = random_view(random, 0)
     assert len(fuse(empty, empty)["boxes"]) == 0
 
@@ -537,22 +544,17 @@ def test_a_mirrored_frame_is_seen_as_in_a_mirror(data, weights):
 # -------------------------------------------------------------------------------------- refused
 
 
-@pytest.mark.parametrize("name", ["gated_labels", "images", "gated2", "a/b", "..", ".cache", ""])
-def test_folders_that_are_never_written_to(data, weights, scores, name):
-    before = texts_of(data, "gated_labels")
-    error = the_error(label(data, weights, *by_hand(scores), "--out", name, expect=2))
-    assert "--out" in error
-    assert texts_of(data, "gated_labels") == before
-
-
-def test_other_folders_that_are_refused(data, weights, scores):
-    (data / "link").symlink_to(data / "gated_labels")
-    (data / "drawn").mkdir()
-    (data / "drawn/x.txt").write_text("")
-    for name in ("link", "drawn", "val_night.txt"):
-        assert f"--out {name}" in the_error(
-            label(data, weights, *by_hand(scores), "--out", name, expect=2)
-        )
+@pytest.mark.parametrize(
+    "name",
+    ["gated_labels", "images", "gated2", "a/b", "..", ".cache", "", "link", "drawn", "a.txt"],
+)
+def test_folders_that_are_never_written_to(frames, name):
+    (frames / "link").symlink_to(frames / "gated_labels")
+    (frames / "drawn").mkdir()
+    (frames / "drawn/x.txt").write_text("")
+    (frames / "a.txt").write_text("")
+    with pytest.raises(UserError, match=f"^--out {name}: "):
+        machine_labels.open_folder(frames, name)
 
 
 def test_a_frame_that_a_human_labelled(data, weights, scores):
@@ -568,13 +570,18 @@ def test_a_frame_that_a_human_labelled(data, weights, scores):
 
 
 @pytest.mark.parametrize("other", ["val_rain", "test_night", "held_out"])
-@pytest.mark.parametrize("shared", ["frame", "recording"])
-def test_a_list_that_shares_frames_with_a_held_out_one(data, weights, other, shared):
-    name = names_of(data)[2]
-    (data / f"{other}.txt").write_text(f"elsewhere_00\n{name}{'' if shared == 'frame' else '7'}\n")
-    error = the_error(label(data, weights, "--val-list", other, expect=2))
-    assert f"{other}.txt too" in error
-    assert (f"{LIST}.txt:3: {name} is" if shared == "frame" else "recording ") in error
+def test_a_list_that_shares_frames_with_a_held_out_one(tmp_path, other):
+    (tmp_path / f"{LIST}.txt").write_text("a_00\na_01\nb_07\n")
+    file = tmp_path / f"{other}.txt"
+    for names, words in (
+        ("c_00\nb_07\n", f"{LIST}.txt:3: frame b_07 is in {file} too"),
+        ("c_00\nb_08\n", f"{LIST}.txt:3: recording b is in {file} too"),
+    ):
+        file.write_text(names)
+        with pytest.raises(UserError, match=words):
+            machine_labels.refuse_held_out(tmp_path, LIST, other)
+    file.write_text("c_00\n")
+    machine_labels.refuse_held_out(tmp_path, LIST, other)
 
 
 def test_lists_and_options_that_are_refused(data, weights, scores):
@@ -585,6 +592,8 @@ def test_lists_and_options_that_are_refused(data, weights, scores):
     (data / "one.txt").write_text(names_of(data)[1])
     for options, words in (
         (["--list", "missing"], "missing.txt is missing"),
+        (["--list", "test_night"], "is in"),
+        (["--out", "gated_labels"], "gated_labels is never written to"),
         (["--list", "one", "--part", "2/2"], "has only 1 frames"),
         (["--part", "3/2"], "not a part"),
         (["--thresholds", "0.1", "0.2"], "at most SURE"),

@@ -190,8 +190,9 @@ def open_folder(root: Path, name: str) -> Path:
 
 def cut_unfinished_line(journal: Path) -> None:
     """Remove what a kill or a full disk left of a journal's last line."""
-    if journal.is_file():
-        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
+    content = journal.read_bytes() if journal.is_file() else b""
+    if content and not content.endswith(b"\n"):
+        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def remove_unfinished_files(folder: Path, names: Iterable[str]) -> None:
@@ -222,28 +223,24 @@ def write_labels(folder: Path, journal: Path, record: Record, texts: dict[str, s
 
 
 def refuse_held_out(root: Path, list_name: str, *others: str) -> None:
-    """Raise `UserError` if a list shares a recording with a val_* or test_* list, or with `others`.
+    """Raise `UserError` if a list shares a frame or a recording with a val_* or test_* list.
 
     `others` are further lists that must be kept apart.
     """
-    place_of: dict[str, tuple[str, str]] = {}  # recording -> list, frame
+    list_file = root / f"{list_name}.txt"
+    names = parse_list(list_file)[0]
     files = {*root.glob("val_*.txt"), *root.glob("test_*.txt")}
     files |= {root / f"{other}.txt" for other in others}
-    held_out = set()
-    for file in sorted(files):
-        for name in read_list(file):
-            held_out.add(name)
-            place_of.setdefault(recording_of(name), (str(file), name))
-    list_file = root / f"{list_name}.txt"
-    for name, line in parse_list(list_file)[0].items():
-        recording = recording_of(name)
-        if recording in place_of:
-            file, other = place_of[recording]
-            shared = name if name in held_out else f"recording {recording} (there: {other})"
-            raise UserError(
-                f"{list_file}:{line}: {shared} is in {file} too, and a network must be tested on "
-                "other recordings than those it learns from: take it off one of the lists"
-            )
+    held_out = {file: read_list(file) for file in sorted(files)}
+    for kind, key in (("frame", str), ("recording", recording_of)):
+        place_of = {key(name): file for file, own in held_out.items() for name in own}
+        for name, line in names.items():
+            if file := place_of.get(key(name)):
+                raise UserError(
+                    f"{list_file}:{line}: {kind} {key(name)} is in {file} too, and a network must "
+                    "be tested on other recordings than those it learns from: take it off one of "
+                    "the lists"
+                )
 
 
 def refuse_labelled(root: Path, list_name: str) -> None:
