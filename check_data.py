@@ -2,9 +2,10 @@
 
     python check_data.py data --sheet sheet.png
     python check_data.py data --list val_night --export-coco truth.json
+    python check_data.py data --list night --labels teacher_labels --export-yolo for_a_tool
 
 The check reads every file of every list, names each problem with its file and line, and counts
-what the lists hold. It ends with exit code 2 if training would not run. The export is COCO JSON.
+what the lists hold. It ends with exit code 2 if training would not run.
 """
 
 import argparse
@@ -25,10 +26,11 @@ from cmkd.frames.checks import (
     similar_names,
     split_and_condition,
 )
-from cmkd.frames.layout import recording_of
+from cmkd.frames.label_exchange import yolo_files
+from cmkd.frames.layout import LABEL_FOLDER, recording_of
 from cmkd.runtime.command_line import OneLineParser, at_least, cores
 from cmkd.runtime.failures import run
-from cmkd.runtime.files import UserError, refuse_unwritable, save_json
+from cmkd.runtime.files import UserError, refuse_unwritable, save_json, save_text
 from cmkd.viewing.contact_sheet import save_picture
 from cmkd.viewing.frame_sheet import frame_sheet
 from dataset import SeeingThroughFog
@@ -82,16 +84,21 @@ def print_problems(errors: list[str], warnings: dict[str, list[str]]) -> None:
         print(*lines, sep="\n", end="\n\n")
 
 
-def export_coco(
-    root: Path, list_name: str, classes: list[str], ignore: list[str] | None, file: Path
-) -> None:
-    """Write the frames and boxes of a list as COCO JSON. Raises `UserError`."""
-    truth = SeeingThroughFog(root, list_name, "rgb", classes, ignore).ground_truth()
-    save_json(truth, file)
+def export(args: argparse.Namespace) -> None:
+    """Write the frames and boxes of a list as COCO JSON or YOLO's files. Raises `UserError`."""
+    dataset = SeeingThroughFog(
+        args.data, args.list, "rgb", args.classes, args.ignore, labels=args.labels
+    )
+    truth = dataset.ground_truth()
+    if args.export_coco:
+        save_json(truth, args.export_coco)
+    else:
+        for path, text in yolo_files(truth).items():
+            save_text(text, args.export_yolo / path)
     categories = ", ".join(category["name"] for category in truth["categories"])
     print(
-        f"{file}: {len(truth['images'])} images, {len(truth['annotations'])} boxes, categories "
-        f"{categories}"
+        f"{args.export_coco or args.export_yolo}: {len(truth['images'])} images, "
+        f"{len(truth['annotations'])} boxes, categories {categories}"
     )
 
 
@@ -180,29 +187,39 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="instead of the check, write the frames and boxes of --list",
     )
+    output.add_argument(
+        "--export-yolo",
+        type=Path,
+        metavar="DIR",
+        help="the same as YOLO's text files, in which ignore regions are the class DontCare",
+    )
     parser.add_argument(
         "--workers", type=at_least(1), default=cores(), help="processes (default: all cores)"
     )
+    parser.add_argument("--list", default="val_night", help="for the exports (default: val_night)")
     parser.add_argument(
-        "--list", default="val_night", help="for --export-coco (default: val_night)"
+        "--labels",
+        default=LABEL_FOLDER,
+        metavar="NAME",
+        help=f"for the exports, the folder of the labels (default: {LABEL_FOLDER})",
     )
     parser.add_argument(
         "--classes",
         nargs="+",
         default=list(DEFAULT_CLASSES),
         metavar="A,B",
-        help="for --export-coco, as in training",
+        help="for the exports, as in training",
     )
     parser.add_argument(
-        "--ignore", nargs="*", metavar="CLASS", help="for --export-coco, as in training"
+        "--ignore", nargs="*", metavar="CLASS", help="for the exports, as in training"
     )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    if args.export_coco:
-        export_coco(args.data, args.list, args.classes, args.ignore, args.export_coco)
+    if args.export_coco or args.export_yolo:
+        export(args)
     else:
         check(args.data, args.workers, args.sheet)
 

@@ -30,7 +30,7 @@ from cmkd.frames.annotations import (
     read_labels,
 )
 from cmkd.frames.cache import FrameCache, training_size
-from cmkd.frames.compact import Names, Ragged, pack, seen
+from cmkd.frames.compact import Names, Ragged, pack, seen, sureness
 from cmkd.frames.images import image_size, read_rgb, read_slice
 from cmkd.frames.layout import (
     GATED_FOLDERS,
@@ -211,8 +211,10 @@ class SeeingThroughFog(Dataset):
         Boxes are x, y, width, height. An ignore region is a crowd of every category: a detection on
         it counts neither as right nor as wrong. `visible_rgb` and `visible_gated` say who is
         visible in which camera, `distance` how far away in m; None if the labels do not say.
+        Machine labels have their `score`, and say whether they are `doubtful`.
         """
         images, annotations = [], []
+        from_machine = self.label_folder != LABEL_FOLDER
         for index, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True)):
             width, height = size
             images.append({"id": index, "file_name": name, "width": width, "height": height})
@@ -230,6 +232,7 @@ class SeeingThroughFog(Dataset):
                             "area": (x1 - x0) * (y1 - y0),
                             "iscrowd": int(label == 0),
                             **seen(one),
+                            **(sureness(one) if from_machine else {}),
                         }
                     )
         categories = [

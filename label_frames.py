@@ -18,7 +18,7 @@ from cmkd.evaluation.label_report import comparison_rows, counts_line, describe,
 from cmkd.evaluation.labelling import Choice, choose_on, detect_views, label_texts
 from cmkd.evaluation.pipeline import load_comparable, read_datasets
 from cmkd.evaluation.tables import text_table
-from cmkd.frames import machine_labels
+from cmkd.frames import label_exchange, machine_labels
 from cmkd.frames.annotations import Label, read_labels
 from cmkd.frames.layout import label_file, read_list
 from cmkd.frames.machine_labels import HUMAN, MACHINE, Record, whose_file
@@ -38,10 +38,8 @@ SHEET_ROWS = 12
 
 def parse_arguments() -> argparse.Namespace:
     parser = NetworkParser(__doc__)
-    parser.add_argument(
-        "--weights", type=Path, required=True, help="of the labeller, 3 or 6 channels"
-    )
-    parser.add_argument("--list", required=True, help="DATA/<list>.txt, the frames to label")
+    parser.add_argument("--weights", type=Path, help="of the labeller, 3 or 6 channels")
+    parser.add_argument("--list", help="DATA/<list>.txt, the frames to label")
     parser.add_argument(
         "--out", required=True, metavar="NAME", help="folder of the labels, in DATA"
     )
@@ -87,7 +85,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE", help="also write a PNG of some labelled frames"
     )
+    corrected = parser.add_mutually_exclusive_group()
+    corrected.add_argument(
+        "--import-coco",
+        type=Path,
+        metavar="FILE",
+        help="instead of labelling, take corrected boxes from check_data.py's --export-coco",
+    )
+    corrected.add_argument(
+        "--import-yolo", type=Path, metavar="DIR", help="the same from its --export-yolo"
+    )
     args = parser.parse_args()
+    imports = args.import_coco or args.import_yolo
+    if not imports and not (args.weights and args.list):
+        parser.error("--weights and --list are needed to label frames")
     if args.thresholds and args.thresholds[0] < args.thresholds[1]:
         parser.error("--thresholds SURE DOUBTFUL: DOUBTFUL must be at most SURE")
     if distributed.world_size() > 1:
@@ -311,8 +322,29 @@ def check_input(args: argparse.Namespace) -> Path:
     return folder / machine_labels.journal_name(args.part)
 
 
+def import_corrected(args: argparse.Namespace) -> None:
+    """Take the boxes that a human corrected, as a human's. Raises `UserError`."""
+    folder = machine_labels.open_folder(args.data, args.out)
+    record = machine_labels.read_record(folder)
+    journal = folder / machine_labels.journal_name()
+    if args.import_yolo:
+        found = label_exchange.read_yolo(args.import_yolo)
+    else:
+        found = label_exchange.read_coco(args.import_coco)
+        label_exchange.refuse_lost_doubts(args.import_coco, folder, found)
+    machine_labels.cut_unfinished_line(journal)
+    counts = label_exchange.import_labels(folder, journal, record, found)
+    print(
+        f"{folder}: {counts['changed']} frames are a human's now, {counts['unchanged']} are "
+        f"unchanged, {counts['kept']} that a human changed before are kept"
+    )
+
+
 def main() -> None:
     args = parse_arguments()
+    if args.import_coco or args.import_yolo:
+        import_corrected(args)
+        return
     journal = check_input(args)
     detectors, classes, ignore = load_comparable([args.weights])
     [detector] = detectors.values()

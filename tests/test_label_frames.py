@@ -40,7 +40,7 @@ def _networks_are_loaded_once():
 def make_weights(file, channels=6, seed=0, **settings):
     """A tiny network with random weights: its scores are about 0.5."""
     torch.manual_seed(seed)
-    detector = build_detector(channels, 2, backbone="resnet18", init="none", min_size=64)
+    detector = build_detector(channels, 2, backbone="resnet18", init="none", min_size=32)
     save_torch(detector.state_dict(), file)
     save_json(
         {**detector.settings, "proposals": 20, "candidates": 50, **settings},
@@ -521,6 +521,25 @@ def test_merged_views_are_those_of_a_plain_loop():
     assert len(fuse(empty, empty)["boxes"]) == 0
 
 
+def test_a_box_joins_an_object_of_its_own_class():
+    """The other view's box of class 1 lies on a box of class 2, and beside one of class 1."""
+    place, beside = [0.0, 0, 100, 100], [4.0, 0, 104, 100]
+    view = {
+        "boxes": torch.tensor([place, beside]),
+        "labels": torch.tensor([1, 2]),
+        "scores": torch.tensor([0.75, 0.5]),
+    }
+    other = {
+        "boxes": torch.tensor([beside]),
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.25]),
+    }
+    fused = fuse(view, other)
+    assert fused["labels"].tolist() == [1, 2]
+    assert fused["scores"].tolist() == [0.5, 0.25]
+    assert fused["boxes"].tolist() == [[1, 0, 101, 100], beside]
+
+
 def test_a_mirrored_frame_is_seen_as_in_a_mirror(data, weights):
     """The second view of a frame has the detections of the flipped frame, flipped back."""
     detector = load_detector(weights)
@@ -619,3 +638,85 @@ def test_hand_set_thresholds_need_no_validation_list(tmp_path, weights):
     label(tmp_path, weights, "--thresholds", "0.1", "0.1")
     error = the_error(label(tmp_path, weights, "--out", "other", expect=2))
     assert "val_night.txt is missing" in error
+
+
+# ----------------------------------------------------------------------- other tools and back
+
+
+def export(root, kind, target):
+    options = ["--labels", "machine", "--list", LIST, f"--export-{kind}", target]
+    run_script("check_data.py", root, *options)
+
+
+def take_back(root, kind, source, expect=0):
+    options = ["--data", root, "--out", "machine", f"--import-{kind}", source]
+    return run_script("label_frames.py", *options, expect=expect)
+
+
+def test_coco_and_back(data, weights, scores, tmp_path):
+    label(data, weights, *by_hand(scores))
+    texts, file = texts_of(data), tmp_path / "boxes.json"
+    export(data, "coco", file)
+    content = json.loads(file.read_text())
+    labels = [one for name in names_of(data) for one in read_labels(data / f"machine/{name}.txt")]
+    assert sorted(one["score"] for one in content["annotations"]) == pytest.approx(
+        sorted(one.score for one in labels), abs=1e-6
+    )
+    doubtful = [one for one in content["annotations"] if one["doubtful"]]
+    assert len(doubtful) == sum(one.name == DOUBTFUL for one in labels) > 0
+    assert all(one["iscrowd"] for one in doubtful)
+    assert "0 frames are a human's now, 6 are unchanged" in take_back(data, "coco", file).stdout
+    assert texts_of(data) == texts
+
+    # A human moves a box, and takes the doubt from another of the same frame.
+    first = doubtful[0]["image_id"]
+    doubtful[0] |= {"doubtful": False, "iscrowd": 0, "bbox": [10, 20, 30, 40]}
+    for image in content["images"]:
+        image["file_name"] = f"images/{image['file_name']}.png"
+    file.write_text(json.dumps(content))
+    assert "1 frames are a human's now, 5 are" in take_back(data, "coco", file).stdout
+    name = names_of(data)[first]
+    found = [one.box for one in read_labels(data / f"machine/{name}.txt") if one.name != DOUBTFUL]
+    assert (80, 150, 320, 450) in found
+    assert journal_of(data)[-1]["by"] == "human"
+    done = label(data, weights, *by_hand(scores), "--relabel")
+    assert "5 of them labelled now" in done.stdout
+    assert "1 files of a human kept" in done.stdout
+    assert "0 frames are a human's now, 6 are" in take_back(data, "coco", file).stdout
+    # A file that was exported before does not undo a correction.
+    doubtful[0]["bbox"] = [1, 2, 3, 4]
+    file.write_text(json.dumps(content))
+    assert "1 that a human changed before are kept" in take_back(data, "coco", file).stdout
+
+    for one in content["annotations"]:
+        del one["doubtful"]
+        one["iscrowd"] = 0
+    file.write_text(json.dumps(content))
+    assert "has doubtful ones" in the_error(take_back(data, "coco", file, expect=2))
+
+
+def test_yolo_and_back(data, weights, scores, tmp_path):
+    label(data, weights, *by_hand(scores))
+    folder = tmp_path / "yolo"
+    export(data, "yolo", folder)
+    assert "6 are unchanged" in take_back(data, "yolo", folder).stdout
+    assert (folder / "classes.txt").read_text().split() == [
+        "Pedestrian+Pedestrian_is_group",
+        DOUBTFUL,
+    ]
+    first = names_of(data)[0]
+    boxes = read_labels(data / f"machine/{first}.txt")
+    numbers = [
+        line.split()[0] for line in (folder / f"labels/{first}.txt").read_text().splitlines()
+    ]
+    assert sorted(numbers) == sorted(str(int(one.name == DOUBTFUL)) for one in boxes)
+    (folder / f"labels/{first}.txt").write_text("0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.1 0.1\n")
+    assert "1 frames are a human's now" in take_back(data, "yolo", folder).stdout
+    [person, region] = read_labels(data / f"machine/{first}.txt")
+    assert (person.name, person.box) == ("Pedestrian", (480, 180, 800, 540))
+    assert region.name == DOUBTFUL
+    (folder / f"labels/{first}.txt").write_text("7 0.5 0.5 0.25 0.5\n")
+    assert f"{first}.txt:1" in the_error(take_back(data, "yolo", folder, expect=2))
+    (folder / f"labels/{first}.txt").rename(folder / "labels/other.txt")
+    (folder / "labels/other.txt").write_text("")
+    assert "other is no frame" in the_error(take_back(data, "yolo", folder, expect=2))

@@ -21,6 +21,7 @@ OBJECT = np.dtype(
         ("distance", np.float64),  # m; NaN if unknown
         ("visible_rgb", np.int8),  # -1 if unknown
         ("visible_gated", np.int8),
+        ("score", np.float32),  # NaN if the label has none
     ],
     align=True,  # as torch needs it
 )
@@ -64,6 +65,7 @@ def pack(objects: list[tuple[int, Label]]) -> np.ndarray:
             math.nan if line.distance is None else line.distance,
             VISIBLE[line.visible_rgb],
             VISIBLE[line.visible_gated],
+            math.nan if line.score is None else line.score,
         )
         for label, line in objects
     ]
@@ -78,3 +80,9 @@ def seen(one: np.void) -> dict[str, bool | float | None]:
         "visible_gated": KNOWN[int(one["visible_gated"])],
         "distance": None if math.isnan(distance) else distance,
     }
+
+
+def sureness(one: np.void) -> dict[str, bool | float | None]:
+    """The score of a machine label, and whether it is too low to be an object."""
+    score = float(one["score"])
+    return {"score": None if math.isnan(score) else score, "doubtful": int(one["label"]) == 0}
