@@ -1,6 +1,8 @@
 """A prepared data folder -> samples: which frames, which classes, which boxes."""
 
+import argparse
 import atexit
+import bisect
 import contextlib
 import hashlib
 import json
@@ -8,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +44,16 @@ from cmkd.frames.layout import (
     label_file,
     missing_image_message,
     missing_labels_message,
+    missing_machine_labels_message,
     other_size_message,
     parse_list,
     read_list,
+    refuse_held_out_frames,
 )
 from cmkd.runtime import distributed
 from cmkd.runtime.failures import prepare_for_workers, share, start_worker
 from cmkd.runtime.files import UserError
+from utils import refuse_unlabelled_misuse
 
 FOLDERS_OF = {"rgb": (RGB_FOLDER,), "rgb+gated": (RGB_FOLDER, *GATED_FOLDERS)}
 MODALITY_OF = {3: "rgb", 6: "rgb+gated"}  # by the channels that a network takes
@@ -61,8 +67,9 @@ class SeeingThroughFog(Dataset):
     A sample is `(image, target)`. `image` is uint8 `[3 or 6, H, W]`, 0..255, with the channels R,
     G, B (, gated0, gated1, gated2). `target` has `boxes` float32 `[N, 4]` (x0, y0, x1, y1 in pixels
     of the stored image), `labels` int64 `[N]` from 1, `area` float32 `[N]` in square pixels,
-    `iscrowd` int64 `[N]`, `image_id` int64 (the index in the list) and `name`. N may be 0. Ignore
-    regions come last, with label 0 and `iscrowd` 1.
+    `iscrowd` int64 `[N]`, `image_id` int64 (the index in the list), `name`, and `labelled_by`:
+    `human`, `machine` or `nobody`. N may be 0. Ignore regions come last, with label 0 and `iscrowd`
+    1.
 
     `classes`: each entry is one label of the detector and names the label classes it is made of,
     separated by commas. `ignore`: see `annotations.ignored_patterns`. `labels` is the folder of the
@@ -122,6 +129,11 @@ class SeeingThroughFog(Dataset):
         return bool(scale_boxes(self.objects.values, LABEL_WIDTH, LABEL_HEIGHT)[1].any())
 
     @property
+    def labelled_by(self) -> str:
+        """Whose labels the samples have."""
+        return {None: "nobody", LABEL_FOLDER: "human"}.get(self.label_folder, "machine")
+
+    @property
     def num_classes(self) -> int:
         """Labels of the detector, background (0) included."""
         return len(self.classes) + 1
@@ -160,8 +172,11 @@ class SeeingThroughFog(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         """A sample. Raises `UserError` if the frame cannot be read."""
         index = range(len(self))[index]  # raises IndexError, which ends a loop over the dataset
-        if worker := get_worker_info():
-            self.reading[worker.id] = torch.tensor([os.getpid(), index])
+        note_reading(self.reading, index)
+        return self.sample(index)
+
+    def sample(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """The sample of an index from 0. Raises `UserError` if the frame cannot be read."""
         image = self.cache.load(index) if self.cache else None
         if image is None:
             image = self._decode(index)
@@ -178,6 +193,7 @@ class SeeingThroughFog(Dataset):
             "iscrowd": (labels == 0).long(),
             "image_id": torch.tensor(index),
             "name": self.names[index],
+            "labelled_by": self.labelled_by,
         }
 
     def use_cache(self, kind: str, min_size: int, max_size: int) -> None:
@@ -274,7 +290,9 @@ class SeeingThroughFog(Dataset):
         except UserError:
             if file.is_file():
                 raise
-            raise UserError(missing_labels_message(file, self._place(index))) from None
+            by_hand = self.labelled_by == "human"
+            message = missing_labels_message if by_hand else missing_machine_labels_message
+            raise UserError(message(file, self._place(index))) from None
         self.present_classes.update(label.name for label in labels)
         trained = [
             (self.label_of[label.name], label) for label in labels if label.name in self.label_of
@@ -322,6 +340,57 @@ class SeeingThroughFog(Dataset):
                 )
 
 
+class TrainingFrames(Dataset):
+    """Labelled frames, then those of other lists: one dataset for training."""
+
+    def __init__(self, labelled: SeeingThroughFog, others: list[SeeingThroughFog]) -> None:
+        self.parts = [labelled, *others]
+        self.firsts = list(accumulate(map(len, self.parts), initial=0))  # and the length
+        self.list_file, self.num_classes = labelled.list_file, labelled.num_classes
+        self.reading = torch.zeros(0, 2, dtype=torch.int64)  # as `SeeingThroughFog.reading`
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether any frame has a box to find, not counting ignore regions."""
+        return any(part.has_boxes for part in self.parts)
+
+    def place(self, index: int) -> tuple[SeeingThroughFog, int]:
+        """The part that holds a frame, and the frame's index in it."""
+        part = bisect.bisect_right(self.firsts, index) - 1
+        return self.parts[part], index - self.firsts[part]
+
+    def image_files(self, index: int) -> list[Path]:
+        """The image files of a frame, RGB first."""
+        part, index = self.place(index)
+        return part.image_files(index)
+
+    def seed_flips(self, seed: int) -> None:
+        """Choose the frames that are flipped in this epoch, in each part on its own."""
+        for number, part in enumerate(self.parts):
+            part.seed_flips(seed + number)
+
+    def use_cache(self, kind: str, min_size: int, max_size: int) -> None:
+        """Keep the frames of each part at training size (`SeeingThroughFog.use_cache`)."""
+        for part in self.parts:
+            part.use_cache(kind, min_size, max_size)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """A sample of the part. Raises `UserError` if the frame cannot be read."""
+        index = range(len(self))[index]
+        note_reading(self.reading, index)
+        part, index = self.place(index)
+        return part.sample(index)
+
+
+def note_reading(reading: Tensor, index: int) -> None:
+    """Note in a loader worker's row which frame it reads: if it dies, the frame can be named."""
+    if worker := get_worker_info():
+        reading[worker.id] = torch.tensor([os.getpid(), index])
+
+
 def scale_boxes(objects: np.ndarray, width: int, height: int) -> tuple[Tensor, Tensor, np.ndarray]:
     """Boxes in pixels of a width x height image, labels, and the objects they are from.
 
@@ -360,8 +429,10 @@ def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
 class TrainingBatches(Sampler[list[int]]):
     """This process's part of every batch of an epoch, in an order that follows from a seed.
 
-    Each of several processes takes `batch_size` frames of a batch. The last batch is divided
-    equally too; frames are taken twice if it cannot be divided.
+    Each of several processes takes `batch_size` frames of a batch. An epoch has each frame once.
+    The last batch is divided equally too; frames are taken twice if it cannot be divided.
+
+    `RepeatingBatches` differ in the order and the length of an epoch.
     """
 
     def __init__(self, frames: int, batch_size: int) -> None:
@@ -370,9 +441,12 @@ class TrainingBatches(Sampler[list[int]]):
 
     def begin(self, seed: int, frames_done: int = 0) -> None:
         """Choose the order of the next epoch, and skip the batches within `frames_done` frames."""
-        generator = torch.Generator().manual_seed(seed)
-        self.order = torch.randperm(self.frames, generator=generator).tolist()
+        self.order = self.choose_order(torch.Generator().manual_seed(seed))
         self.first = frames_done // self.batch_size if frames_done < self.frames else len(self)
+
+    def choose_order(self, generator: torch.Generator) -> list[int]:
+        """The indices of an epoch's frames."""
+        return torch.randperm(self.frames, generator=generator).tolist()
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -389,30 +463,134 @@ class TrainingBatches(Sampler[list[int]]):
             yield batch[start : start + share_of_process]
 
 
+class RepeatingBatches(TrainingBatches):
+    """Epochs of a number of steps, in batches of labelled and of other frames.
+
+    A dataset has `labelled` frames, then `others`. Both come in random rounds: each frame once,
+    then each once in another order. A batch of `batch_size` frames consists of parts that have
+    `mix` frames of each kind, labelled ones first. Without `steps` an epoch has as many as
+    batches of its size take for the labelled frames.
+    """
+
+    def __init__(
+        self,
+        labelled: int,
+        others: int,
+        batch_size: int,
+        mix: tuple[int, int],
+        steps: int | None = None,
+    ) -> None:
+        self.labelled, self.others = range(labelled), range(labelled, labelled + others)
+        self.mix = mix
+        whole_batch = batch_size * distributed.world_size()
+        super().__init__((steps or math.ceil(labelled / whole_batch)) * whole_batch, batch_size)
+
+    def choose_order(self, generator: torch.Generator) -> list[int]:
+        """The indices of an epoch's frames.
+
+        How an order begins does not depend on its length, so a run can resume with another number
+        of processes.
+        """
+        sources = [(rounds(self.labelled, generator), self.mix[0])]
+        sources.append((rounds(self.others, generator), self.mix[1]))
+        order = []
+        while len(order) < self.frames:
+            for source, count in sources:
+                order += islice(source, count)
+        return order
+
+
+def rounds(frames: range, generator: torch.Generator) -> Iterator[int]:
+    """Frames in random order, again and again, in another order each time."""
+    while True:
+        for position in torch.randperm(len(frames), generator=generator).tolist():
+            yield frames[position]
+
+
+def training_loader(
+    args: argparse.Namespace, modality: str, may_lack_labels: bool = False
+) -> DataLoader:
+    """The frames that a train script learns from, in training's batches.
+
+    `may_lack_labels`: whether frames of `--unlabelled-list` need no `--machine-labels`, because the
+    method learns from them without. Raises `UserError`.
+    """
+    refuse_unlabelled_misuse(args, may_lack_labels)
+    refuse_unfit_lists(args)
+
+    def frames_of(list_name: str, labels: str | None) -> SeeingThroughFog:
+        return SeeingThroughFog(
+            args.data, list_name, modality, args.classes, args.ignore, args.flip, labels
+        )
+
+    labelled = frames_of(args.train_list, LABEL_FOLDER)
+    others = [frames_of(name, args.machine_labels) for name in args.unlabelled_list or ()]
+    dataset = TrainingFrames(labelled, others) if others else labelled
+    dataset.use_cache(args.cache, args.min_size, args.max_size)
+    batch_size = args.batch_size * args.accumulate
+    if not others and not args.steps_per_epoch:
+        return make_loader(dataset, batch_size, args.workers, shuffle=True)
+    mix = labelled_and_others(args.batch_size, args.labelled_share) if others else (batch_size, 0)
+    counts = len(labelled), len(dataset) - len(labelled)
+    batches = RepeatingBatches(*counts, batch_size, mix, args.steps_per_epoch)
+    print(f"an epoch has {len(batches)} steps")
+    if others:
+        print(
+            f"{sum(mix)} frames of a batch are {mix[0]} of {counts[0]} labelled ones and {mix[1]} "
+            f"of {counts[1]} others"
+        )
+    return make_loader(dataset, batch_size, args.workers, batches=batches)
+
+
+def labelled_and_others(batch_size: int, labelled_share: float) -> tuple[int, int]:
+    """How many of a batch's frames are labelled and how many are not; at least one is each."""
+    labelled = min(max(math.floor(labelled_share * batch_size + 0.5), 1), batch_size - 1)
+    return labelled, batch_size - labelled
+
+
+def refuse_unfit_lists(args: argparse.Namespace) -> None:
+    """Raise `UserError` if unlabelled lists or their labels must not be learned from."""
+    if not args.unlabelled_list:
+        return
+    folder = args.machine_labels
+    if folder is not None and (folder in ("", ".", "..", LABEL_FOLDER) or "/" in folder):
+        raise UserError(
+            f"--machine-labels {folder}: name a folder of machine labels inside {args.data}; "
+            f"frames with labels in {LABEL_FOLDER} belong to --train-list"
+        )
+    held_out = {args.data / f"{args.val_list}.txt"}
+    held_out.update(*(args.data.glob(f"{split}_*.txt") for split in ("val", "test")))
+    lists = [args.data / f"{name}.txt" for name in args.unlabelled_list]
+    refuse_held_out_frames(lists, sorted(held_out))
+
+
 def make_loader(
-    dataset: SeeingThroughFog,
+    dataset: SeeingThroughFog | TrainingFrames,
     batch_size: int,
     workers: int,
     shuffle: bool = False,
+    batches: TrainingBatches | None = None,
     indices: Sequence[int] | None = None,
 ) -> DataLoader:
     """A loader of (images, targets); each of several processes loads its part.
 
-    For training (`shuffle`) in batches of `TrainingBatches`, else in order, each frame once, and
-    only the frames of `indices` if they are given.
+    For training in `batches`, or (`shuffle`) in `TrainingBatches`; else in order, each frame once,
+    and only the frames of `indices` if they are given.
     """
     dataset.reading = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
     if shuffle:
-        batches = {"batch_sampler": TrainingBatches(len(dataset), batch_size)}
+        batches = TrainingBatches(len(dataset), batch_size)
+    if batches is not None:
+        sampling = {"batch_sampler": batches}
     else:
         frames = range(len(dataset)) if indices is None else indices
         own = frames[distributed.rank() :: distributed.world_size()]
-        batches = {"batch_size": batch_size, "sampler": own}
+        sampling = {"batch_size": batch_size, "sampler": own}
     if workers:
         prepare_for_workers()
     return DataLoader(
         dataset,
-        **batches,
+        **sampling,
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=start_worker,

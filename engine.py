@@ -32,7 +32,7 @@ from dataset import Batch
 from utils import seed_everything
 
 WARM_UP_ITERATIONS, WARM_UP_START = 1000, 0.001
-EPOCHS_PER_DECAY, DECAY = 5, 0.1
+DECAY_EPOCHS, DECAY = 5, 0.1
 # Reading a loss synchronises the GPU, which then idles until the next step. A CPU loses nothing.
 STEPS_BETWEEN_FETCHES = {"cuda": 20}
 PUBLISHED_SIZE = 500  # shorter side in px
@@ -51,6 +51,7 @@ class Options:
     min_size: int = PUBLISHED_SIZE
     batch_size: int = 4  # frames in memory at a time; the loader's batches hold those of a step
     lr: float = 0.005
+    decay_epochs: int = DECAY_EPOCHS  # from one cut of the learning rate to the next
     amp: bool = False  # bfloat16 autocast
     seed: int = 0
     deterministic: bool = False  # on CUDA too
@@ -121,7 +122,9 @@ class Progress:
         )
 
 
-def learning_rate(base: float, epoch: int, step: int, steps_per_epoch: int) -> float:
+def learning_rate(
+    base: float, epoch: int, step: int, steps_per_epoch: int, decay_epochs: int = DECAY_EPOCHS
+) -> float:
     """The published schedule: linear warm-up in the first epoch, then a tenth every 5 epochs.
 
     Warm-up goes from base / 1000 over min(1000, steps - 1) steps. `epoch` counts from 1, `step`
@@ -131,7 +134,7 @@ def learning_rate(base: float, epoch: int, step: int, steps_per_epoch: int) -> f
     warm_up = min(WARM_UP_ITERATIONS, steps_per_epoch - 1)
     if epoch == 1 and step < warm_up:
         return base * (WARM_UP_START + (1 - WARM_UP_START) * step / warm_up)
-    return base * DECAY ** ((epoch - 1) // EPOCHS_PER_DECAY)
+    return base * DECAY ** ((epoch - 1) // decay_epochs)
 
 
 def fit(
@@ -248,10 +251,10 @@ def train_one_epoch(
     steps_between_fetches = STEPS_BETWEEN_FETCHES.get(device.type, 1)
     pending: list[Step] = []
     fetched_at = saved_at = time.perf_counter()
-    bar = progress_bar(f"epoch {epoch}", loader, progress.frames)
+    bar = progress_bar(f"epoch {epoch}", loader, progress.frames, batches.frames)
     trained.train()
     for step, (images, targets) in enumerate(islice(fetch(loader), steps), batches.first):
-        rate = learning_rate(options.lr, epoch, step, len(loader))
+        rate = learning_rate(options.lr, epoch, step, len(loader), options.decay_epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_max_pool2d
 from torchvision.models import get_model_weights, resnet
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d
@@ -20,6 +21,8 @@ from cmkd.runtime.files import reason_of
 from cmkd.runtime.sparse_roi_align import SparseRoIAlign
 from cmkd.runtime.weights import STEM, WeightsError, current_name, read_settings, read_state
 
+DETECTION_LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+BOX_LOSSES = ("loss_box_reg", "loss_rpn_box_reg")
 LEVELS = ("0", "1", "2", "3")  # torchvision's names of P2..P5
 FEATURE_CHANNELS = 256
 BACKBONES = tuple(name for name in resnet.__all__ if name.islower())  # resnet18, resnet34, ...
@@ -135,6 +138,10 @@ class Detector(FasterRCNN):
     detections. `features` are P2..P5 by torchvision's names '0'..'3', each `[B, 256, h, w]`. Boxes
     with label 0, which come last in a target, are ignore regions.
 
+    A target's `labelled_by` is `human` (also if it is missing), `machine` or `nobody`. Losses of
+    machine-labelled frames have the weight `machine_weight`, those of box regression 0 unless
+    `machine_boxes`; frames that nobody labelled have no losses, only features.
+
     Frames are resized to `min_size` px on the shorter side, at most `max_size` on the longer.
     `rois` regions of each frame train the box head; in evaluation it classifies `proposals`. The
     best `candidates` of each level reach non-maximum suppression; None is torchvision's default,
@@ -157,6 +164,8 @@ class Detector(FasterRCNN):
         candidates: int | None = None,
         padding: int = PADDING,
         compiled: bool = False,
+        machine_weight: float = 1.0,
+        machine_boxes: bool = True,
     ) -> None:
         extractor = resnet_fpn_backbone(
             backbone_name=backbone, weights=None, norm_layer=NORMS[norm], trainable_layers=5
@@ -188,6 +197,7 @@ class Detector(FasterRCNN):
             padding = COMPILED_PADDING
             self.backbone.compile(dynamic=False)
         self.transform.size_divisible = padding
+        self.machine_weight, self.machine_boxes = machine_weight, machine_boxes
         self.settings = {
             "channels": channels,
             "num_classes": num_classes,
@@ -206,8 +216,6 @@ class Detector(FasterRCNN):
         images = unit_range(images)
         if not self.training:
             return super().forward(images)
-        counts = [count_ignore_regions(target) for target in targets]
-        self.rpn.ignored_counts = self.roi_heads.ignored_counts = counts
         batch, targets = self.transform(images, targets)
         try:
             features = self.backbone(batch.tensors)
@@ -219,15 +227,69 @@ class Detector(FasterRCNN):
                 f"{len(images)} frame(s) of {self.settings['min_size']} px give: raise "
                 "--batch-size or --min-size"
             ) from None
-        proposals, proposal_losses = self.rpn(batch, features, targets)
+        losses = self.weighted_losses(batch, features, targets)
+        return losses, {level: features[level] for level in LEVELS}
+
+    def weighted_losses(
+        self, batch: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Faster R-CNN's four losses, weighted by whose labels they are learned from.
+
+        If weights differ, the heads run on human-labelled and on machine-labelled frames apart,
+        and each part counts by its share of the batch's frames times its weight.
+        """
+        labelled_by = [target.get("labelled_by", "human") for target in targets]
+        machines_are_equal = self.machine_weight == 1 and self.machine_boxes
+        if set(labelled_by) <= {"human", *(["machine"] if machines_are_equal else [])}:
+            return self.detection_losses(batch, features, targets, list(range(len(targets))))
+        losses = dict.fromkeys(DETECTION_LOSSES, batch.tensors.new_zeros(()))
+        for who in ("human", "machine"):
+            frames = [index for index, one in enumerate(labelled_by) if one == who]
+            if not frames:
+                continue
+            share = len(frames) / len(targets)
+            for name, value in self.detection_losses(batch, features, targets, frames).items():
+                losses[name] = losses[name] + share * self.weight_of(name, who) * value
+        return losses
+
+    def weight_of(self, loss: str, labelled_by: str) -> float:
+        """The weight of a detection loss by whose labels it is learned from."""
+        if labelled_by == "human":
+            return 1.0
+        return self.machine_weight if self.machine_boxes or loss not in BOX_LOSSES else 0.0
+
+    def detection_losses(
+        self,
+        batch: ImageList,
+        features: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        frames: list[int],
+    ) -> dict[str, Tensor]:
+        """Faster R-CNN's four losses on those frames of a batch that have these indices."""
+        images = ImageList(batch.tensors, [batch.image_sizes[index] for index in frames])
+        targets = [targets[index] for index in frames]
+        features = {level: of_frames(maps, frames) for level, maps in features.items()}
+        counts = [count_ignore_regions(target) for target in targets]
+        self.rpn.ignored_counts = self.roi_heads.ignored_counts = counts
+        proposals, proposal_losses = self.rpn(images, features, targets)
+        # The first call of all derives the scales of the pyramid, from the batch's largest size.
         _, box_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
-        return {**box_losses, **proposal_losses}, {level: features[level] for level in LEVELS}
+        return {**box_losses, **proposal_losses}
 
     def features(self, images: list[Tensor]) -> dict[str, Tensor]:
         """P2..P5 by transform and backbone alone, without region proposal network and heads."""
         batch, _ = self.transform(unit_range(images))
         features = self.backbone(batch.tensors)
         return {level: features[level] for level in LEVELS}
+
+
+def of_frames(maps: Tensor, frames: list[int]) -> Tensor:
+    """The maps `[B, C, h, w]` of some frames of a batch."""
+    if len(frames) == len(maps):
+        return maps
+    # An index would lose the layout channels_last, and its gradient is slow on a CPU.
+    single = maps.split(1)
+    return torch.cat([single[index] for index in frames])
 
 
 def in_float32(outputs: Any) -> Any:
@@ -248,17 +310,17 @@ def build_detector(
     backbone: str = "resnet50",
     init: str = "coco",
     stem: str = "reinit",
-    **options: int,
+    **options: float | None,
 ) -> Detector:
     """A detector ready for training.
 
-    `options`: `min_size`, `max_size`, `rois`, `proposals`, `candidates`, `compiled` of
-    `Detector`. `init`: `coco`
-    (resnet50 only), `imagenet` (backbone only), `none`, or a checkpoint file. Pretrained networks
-    get FrozenBatchNorm with eps 0.0, as torchvision gives its COCO weights; a network from random
-    weights gets a trainable norm. `stem`: `reinit` re-initialises the first convolution whatever
-    its shape (as published); `inflate` keeps the pretrained kernels and makes those for other
-    channels from them (`inflate`). What could not be kept is printed. Raises `WeightsError`.
+    `options`: `min_size`, `max_size`, `rois`, `proposals`, `candidates`, `compiled`,
+    `machine_weight`, `machine_boxes` of `Detector`. `init`: `coco` (resnet50 only), `imagenet`
+    (backbone only), `none`, or a checkpoint file. Pretrained networks get FrozenBatchNorm with eps
+    0.0, as torchvision gives its COCO weights; a network from random weights gets a trainable norm.
+    `stem`: `reinit` re-initialises the first convolution whatever its shape (as published);
+    `inflate` keeps the pretrained kernels and makes those for other channels from them (`inflate`).
+    What could not be kept is printed. Raises `WeightsError`.
     """
     if backbone not in BACKBONES:
         raise WeightsError(f"--backbone {backbone}: choose one of {', '.join(BACKBONES)}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from cmkd.runtime.failures import run
-from dataset import Batch, SeeingThroughFog, make_loader
+from dataset import Batch, SeeingThroughFog, make_loader, training_loader
 from engine import fit
 from models import build_detector
 from utils import detector_options, seed_everything, training_parser
@@ -20,18 +20,12 @@ def main() -> None:
     seed_everything(args.seed)
 
     # Data
-    train_set = SeeingThroughFog(
-        args.data, args.train_list, "rgb", args.classes, args.ignore, args.flip
-    )
-    train_set.use_cache(args.cache, args.min_size, args.max_size)
+    train_loader = training_loader(args, "rgb")
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
-    train_loader = make_loader(
-        train_set, args.batch_size * args.accumulate, args.workers, shuffle=True
-    )
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
     # Network
-    baseline = build_detector(3, train_set.num_classes, **detector_options(args))
+    baseline = build_detector(3, val_set.num_classes, **detector_options(args))
     baseline.to(args.device)
 
     # Loss

@@ -14,7 +14,7 @@ from torch.optim import SGD
 
 from cmkd.runtime.command_line import non_negative_float
 from cmkd.runtime.failures import run
-from dataset import Batch, SeeingThroughFog, make_loader
+from dataset import Batch, SeeingThroughFog, make_loader, training_loader
 from engine import fit
 from models import build_detector, load_teacher
 from utils import detector_options, known_teacher_ap, seed_everything, training_parser
@@ -48,18 +48,12 @@ def main() -> None:
     seed_everything(args.seed)
 
     # Data: the student sees the RGB channels of frames of which the teacher sees all six
-    train_set = SeeingThroughFog(
-        args.data, args.train_list, "rgb+gated", args.classes, args.ignore, args.flip
-    )
-    train_set.use_cache(args.cache, args.min_size, args.max_size)
+    train_loader = training_loader(args, "rgb+gated", may_lack_labels=True)
     val_set = SeeingThroughFog(args.data, args.val_list, "rgb", args.classes, args.ignore)
-    train_loader = make_loader(
-        train_set, args.batch_size * args.accumulate, args.workers, shuffle=True
-    )
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
     # Networks
-    student = build_detector(3, train_set.num_classes, **detector_options(args))
+    student = build_detector(3, val_set.num_classes, **detector_options(args))
     student.to(args.device)
     teacher = load_teacher(args.teacher, args.min_size, args.max_size, args.compile).to(args.device)
     teacher_ap = known_teacher_ap(args, val_set.fingerprint)

@@ -10,8 +10,15 @@ import torch
 
 from cmkd.frames.annotations import DEFAULT_CLASSES
 from cmkd.runtime import distributed, hardware
-from cmkd.runtime.command_line import OneLineParser, at_least, positive_float
+from cmkd.runtime.command_line import (
+    OneLineParser,
+    at_least,
+    non_negative_float,
+    part_of_one,
+    positive_float,
+)
 from cmkd.runtime.failures import warn
+from cmkd.runtime.files import UserError
 from cmkd.runtime.weights import read_settings, sha256_of
 
 
@@ -80,6 +87,7 @@ def training_parser(name: str, description: str | None) -> NetworkParser:
     parser.add_argument(
         "--val-list", default="val_night", help="DATA/<list>.txt (published: val_night)"
     )
+    add_unlabelled_options(parser)
     parser.add_argument(
         "--classes",
         nargs="+",
@@ -119,6 +127,20 @@ def training_parser(name: str, description: str | None) -> NetworkParser:
         "(published: off)",
     )
     parser.add_argument("--epochs", type=at_least(1), default=100, help="at most (published: 100)")
+    parser.add_argument(
+        "--steps-per-epoch",
+        type=at_least(1),
+        metavar="N",
+        help="steps from one validation to the next; frames are taken again if they are too few "
+        "(published: each frame of --train-list once)",
+    )
+    parser.add_argument(
+        "--decay-epochs",
+        type=at_least(1),
+        default=5,
+        metavar="N",
+        help="a tenth of the learning rate every N epochs (published: 5)",
+    )
     parser.add_argument(
         "--lr", type=positive_float, default=0.005, help="SGD learning rate (published: 0.005)"
     )
@@ -214,6 +236,77 @@ def training_parser(name: str, description: str | None) -> NetworkParser:
     return parser
 
 
+def add_unlabelled_options(parser: NetworkParser) -> None:
+    """The options of training on frames that no human labelled."""
+    parser.add_argument(
+        "--unlabelled-list",
+        nargs="+",
+        metavar="NAME",
+        help="DATA/<list>.txt of frames to learn from whose human labels, if any, are not read "
+        "(published: none)",
+    )
+    parser.add_argument(
+        "--machine-labels",
+        metavar="FOLDER",
+        help="DATA/FOLDER has the labels of --unlabelled-list that label_frames.py wrote "
+        "(published: none)",
+    )
+    parser.add_argument(
+        "--labelled-share",
+        type=part_of_one,
+        default=0.5,
+        metavar="S",
+        help="share of --train-list's frames in each --batch-size frames, at least one "
+        "(default: 0.5)",
+    )
+    parser.add_argument(
+        "--machine-weight",
+        type=non_negative_float,
+        default=1.0,
+        metavar="W",
+        help="weight of the detection losses of machine-labelled frames (default: 1)",
+    )
+    parser.add_argument(
+        "--machine-boxes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="learn box regression from machine-labelled frames too (default: on)",
+    )
+
+
+def refuse_unlabelled_misuse(args: argparse.Namespace, may_lack_labels: bool) -> None:
+    """Raise `UserError` if options on unlabelled frames do not fit together.
+
+    `may_lack_labels`: whether the method learns from frames without labels too.
+    """
+    changed = {
+        "--labelled-share": args.labelled_share != 0.5,
+        "--machine-weight": args.machine_weight != 1,
+        "--no-machine-boxes": not args.machine_boxes,
+    }
+    if not args.unlabelled_list:
+        changed["--machine-labels"] = args.machine_labels is not None
+        for option, is_changed in changed.items():
+            if is_changed:
+                raise UserError(f"{option} needs --unlabelled-list: name a list of frames")
+        return
+    if args.batch_size == 1:
+        raise UserError(
+            "--unlabelled-list needs a --batch-size of at least 2: each batch has labelled and "
+            "unlabelled frames"
+        )
+    if args.machine_labels is None:
+        del changed["--labelled-share"]
+        for option, is_changed in changed.items():
+            if is_changed:
+                raise UserError(f"{option} needs --machine-labels: name a folder of labels")
+        if not may_lack_labels:
+            raise UserError(
+                "--unlabelled-list needs --machine-labels: this network learns from labels alone, "
+                "so label the list with label_frames.py"
+            )
+
+
 def detector_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `models.build_detector` in a train script's arguments."""
     return {
@@ -226,6 +319,8 @@ def detector_options(args: argparse.Namespace) -> dict[str, Any]:
         "proposals": args.proposals,
         "candidates": args.candidates,
         "compiled": args.compile,
+        "machine_weight": args.machine_weight,
+        "machine_boxes": args.machine_boxes,
     }
 
 

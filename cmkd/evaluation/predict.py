@@ -65,12 +65,17 @@ def to_coco_results(
     return results
 
 
-def progress_bar(title: str, loader: DataLoader, frames_done: int = 0) -> tqdm:
-    """A bar over a list's frames in img/s, in the first process, if the output is a terminal."""
+def progress_bar(
+    title: str, loader: DataLoader, frames_done: int = 0, frames: int | None = None
+) -> tqdm:
+    """A bar over frames in img/s, in the first process, if the output is a terminal.
+
+    `frames` is their number if it is not the dataset's.
+    """
     return tqdm(
         desc=title,
         initial=frames_done,
-        total=len(loader.dataset),
+        total=frames or len(loader.dataset),
         unit="img",
         leave=False,
         dynamic_ncols=True,

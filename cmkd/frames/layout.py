@@ -73,6 +73,14 @@ def missing_labels_message(file: Path, list_line: str) -> str:
     )
 
 
+def missing_machine_labels_message(file: Path, list_line: str) -> str:
+    """The error for a machine's label file that is missing."""
+    return (
+        f"{list_line}: {file} is missing: label this list with label_frames.py --out "
+        f"{file.parent.name}, or take the frame off the list"
+    )
+
+
 def other_size_message(
     file: Path, rgb_file: Path, size: tuple[int, int], rgb_size: tuple[int, int]
 ) -> str:
@@ -122,6 +130,31 @@ def read_list(path: Path) -> list[str]:
     if problems:
         raise UserError(problems[0])
     return list(names)
+
+
+def refuse_held_out_frames(lists: list[Path], held_out: list[Path]) -> None:
+    """Raise `UserError` if lists to train on have a frame twice, or share one with held-out lists.
+
+    Another frame of a recording counts too: it shows the same people.
+    """
+    held_out_frames: dict[str, tuple[str, str]] = {}  # recording -> one of its frames, list line
+    for file in held_out:
+        for name, line in parse_list(file)[0].items():
+            held_out_frames[recording_of(name)] = (name, f"{file}:{line}")
+    list_lines: dict[str, str] = {}
+    for file in lists:
+        for name, line in parse_list(file)[0].items():
+            if name in list_lines:
+                raise UserError(
+                    f"{file}:{line}: {name} is in {list_lines[name]} too: take it off one of them"
+                )
+            list_lines[name] = f"{file}:{line}"
+            if recording_of(name) in held_out_frames:
+                other, list_line = held_out_frames[recording_of(name)]
+                raise UserError(
+                    f"{file}:{line}: {name} is of the recording of {other} ({list_line}): take it "
+                    "off, because a network must be tested on frames that it was not trained on"
+                )
 
 
 def condition_lists(root: Path, list_name: str) -> dict[str, list[str]]:

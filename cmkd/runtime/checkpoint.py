@@ -32,6 +32,18 @@ MAY_CHANGE_ON_RESUME = {
 # Options that earlier versions had, with their defaults. A run that used the default can resume.
 REMOVED_OPTIONS = {"scale_lr": False, "skip_bad": 0}
 
+# Options that earlier versions did not have, with the value that their runs had in effect. An
+# option that is in neither list may have any value in a resumed run of such a version.
+ADDED_OPTIONS = {
+    "unlabelled_list": None,
+    "machine_labels": None,
+    "labelled_share": 0.5,
+    "machine_weight": 1.0,
+    "machine_boxes": True,
+    "steps_per_epoch": None,
+    "decay_epochs": 5,
+}
+
 
 def save(run_dir: Path, content: dict[str, Any]) -> None:
     """Write RUN_DIR/last.pth; then the one before it is previous.pth. Raises `UserError`."""
@@ -198,9 +210,11 @@ def refuse_other_arguments(run_dir: Path, before: dict[str, Any], now: dict[str,
                 "--run-dir and --out"
             )
     for name, value in now.items():
-        if before.get(name, value) != value:  # the run's version may not have had an option
+        # The run's version may not have had an option.
+        started_with = before.get(name, ADDED_OPTIONS.get(name, value))
+        if started_with != value:
             raise UserError(
-                f"{run_dir} was started with {name} {before[name]}, not {value}: pass the same, or "
+                f"{run_dir} was started with {name} {started_with}, not {value}: pass the same, or "
                 "start a new run with another --run-dir and --out"
             )
 

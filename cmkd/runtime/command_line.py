@@ -45,6 +45,13 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def part_of_one(text: str) -> float:
+    """argparse type: a number above 0 and below 1."""
+    if not 0 < (value := to_float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and below 1")
+    return value
+
+
 def to_float(text: str) -> float:
     """The text as a float; NaN, which fails every range check, if it is no number."""
     try:
