@@ -558,10 +558,7 @@ def refuse_unfit_lists(args: argparse.Namespace) -> None:
             f"--machine-labels {folder}: name a folder of machine labels inside {args.data}; "
             f"frames with labels in {LABEL_FOLDER} belong to --train-list"
         )
-    held_out = {args.data / f"{args.val_list}.txt"}
-    held_out.update(*(args.data.glob(f"{split}_*.txt") for split in ("val", "test")))
-    lists = [args.data / f"{name}.txt" for name in args.unlabelled_list]
-    refuse_held_out_frames(lists, sorted(held_out))
+    refuse_held_out_frames(args.data, args.unlabelled_list, args.val_list)
 
 
 def make_loader(

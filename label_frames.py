@@ -20,7 +20,7 @@ from cmkd.evaluation.pipeline import load_comparable, read_datasets
 from cmkd.evaluation.tables import text_table
 from cmkd.frames import label_exchange, machine_labels
 from cmkd.frames.annotations import Label, read_labels
-from cmkd.frames.layout import label_file, read_list
+from cmkd.frames.layout import label_file, read_list, refuse_held_out_frames
 from cmkd.frames.machine_labels import HUMAN, MACHINE, Record, whose_file
 from cmkd.runtime import distributed, hardware
 from cmkd.runtime.command_line import to_float
@@ -314,7 +314,7 @@ def check_input(args: argparse.Namespace) -> Path:
     """The journal's file. Raises `UserError` for a folder or frames that must not be labelled."""
     folder = machine_labels.open_folder(args.data, args.out)
     kept_apart = [] if args.thresholds else [args.val_list]
-    machine_labels.refuse_held_out(args.data, args.list, *kept_apart)
+    refuse_held_out_frames(args.data, [args.list], *kept_apart)
     if not args.also_labelled:
         machine_labels.refuse_labelled(args.data, args.list)
     if args.sheet:

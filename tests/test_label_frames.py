@@ -21,6 +21,7 @@ from cmkd.evaluation.predict import predict
 from cmkd.evaluation.thresholds import choose_thresholds, precision_and_recall, table_of
 from cmkd.frames import machine_labels
 from cmkd.frames.annotations import DOUBTFUL, read_labels
+from cmkd.frames.layout import refuse_held_out_frames
 from cmkd.runtime import files
 from cmkd.runtime.files import UserError, save_json
 from cmkd.runtime.weights import save_torch
@@ -593,14 +594,14 @@ def test_a_list_that_shares_frames_with_a_held_out_one(tmp_path, other):
     (tmp_path / f"{LIST}.txt").write_text("a_00\na_01\nb_07\n")
     file = tmp_path / f"{other}.txt"
     for names, words in (
-        ("c_00\nb_07\n", f"{LIST}.txt:3: frame b_07 is in {file} too"),
-        ("c_00\nb_08\n", f"{LIST}.txt:3: recording b is in {file} too"),
+        ("c_00\nb_07\n", f"{LIST}.txt:3: b_07 is of the recording of b_07 .{file}:2"),
+        ("c_00\nb_08\n", f"{LIST}.txt:3: b_07 is of the recording of b_08 .{file}:2"),
     ):
         file.write_text(names)
         with pytest.raises(UserError, match=words):
-            machine_labels.refuse_held_out(tmp_path, LIST, other)
+            refuse_held_out_frames(tmp_path, [LIST], other)
     file.write_text("c_00\n")
-    machine_labels.refuse_held_out(tmp_path, LIST, other)
+    refuse_held_out_frames(tmp_path, [LIST], other)
 
 
 def test_lists_and_options_that_are_refused(data, weights, scores):

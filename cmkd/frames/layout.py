@@ -132,25 +132,28 @@ def read_list(path: Path) -> list[str]:
     return list(names)
 
 
-def refuse_held_out_frames(lists: list[Path], held_out: list[Path]) -> None:
-    """Raise `UserError` if lists to train on have a frame twice, or share one with held-out lists.
+def refuse_held_out_frames(root: Path, lists: list[str], *kept_apart: str) -> None:
+    """Raise `UserError` if lists share a frame or a recording with a val_* or test_* list.
 
-    Another frame of a recording counts too: it shows the same people.
+    Another frame of a recording shows the same people. `kept_apart` are further lists to be tested
+    on. A frame that is in two of the lists is an error too.
     """
-    held_out_frames: dict[str, tuple[str, str]] = {}  # recording -> one of its frames, list line
-    for file in held_out:
+    files = {root / f"{name}.txt" for name in kept_apart}
+    files.update(*(root.glob(f"{split}_*.txt") for split in ("val", "test")))
+    held_out: dict[str, tuple[str, str]] = {}  # recording -> one of its frames, list line
+    for file in sorted(files):
         for name, line in parse_list(file)[0].items():
-            held_out_frames[recording_of(name)] = (name, f"{file}:{line}")
+            held_out[recording_of(name)] = (name, f"{file}:{line}")
     list_lines: dict[str, str] = {}
-    for file in lists:
+    for file in (root / f"{name}.txt" for name in lists):
         for name, line in parse_list(file)[0].items():
             if name in list_lines:
                 raise UserError(
                     f"{file}:{line}: {name} is in {list_lines[name]} too: take it off one of them"
                 )
             list_lines[name] = f"{file}:{line}"
-            if recording_of(name) in held_out_frames:
-                other, list_line = held_out_frames[recording_of(name)]
+            if recording_of(name) in held_out:
+                other, list_line = held_out[recording_of(name)]
                 raise UserError(
                     f"{file}:{line}: {name} is of the recording of {other} ({list_line}): take it "
                     "off, because a network must be tested on frames that it was not trained on"

@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cmkd.frames.annotations import DOUBTFUL, LABEL_HEIGHT, LABEL_WIDTH, Corners, clip, has_area
-from cmkd.frames.layout import (
-    IMAGE_FOLDERS,
-    LABEL_FOLDER,
-    label_file,
-    parse_list,
-    read_list,
-    recording_of,
-)
+from cmkd.frames.layout import IMAGE_FOLDERS, LABEL_FOLDER, label_file, parse_list
 from cmkd.runtime.files import UserError, append_record, save_text
 
 NOBODY, MACHINE, OUTDATED, HUMAN = "nobody", "machine", "outdated", "human"  # whose file it is
@@ -220,27 +213,6 @@ def write_labels(folder: Path, journal: Path, record: Record, texts: dict[str, s
 
 
 # ------------------------------------------------------------------------- which frames may be used
-
-
-def refuse_held_out(root: Path, list_name: str, *others: str) -> None:
-    """Raise `UserError` if a list shares a frame or a recording with a val_* or test_* list.
-
-    `others` are further lists that must be kept apart.
-    """
-    list_file = root / f"{list_name}.txt"
-    names = parse_list(list_file)[0]
-    files = {*root.glob("val_*.txt"), *root.glob("test_*.txt")}
-    files |= {root / f"{other}.txt" for other in others}
-    held_out = {file: read_list(file) for file in sorted(files)}
-    for kind, key in (("frame", str), ("recording", recording_of)):
-        place_of = {key(name): file for file, own in held_out.items() for name in own}
-        for name, line in names.items():
-            if file := place_of.get(key(name)):
-                raise UserError(
-                    f"{list_file}:{line}: {kind} {key(name)} is in {file} too, and a network must "
-                    "be tested on other recordings than those it learns from: take it off one of "
-                    "the lists"
-                )
 
 
 def refuse_labelled(root: Path, list_name: str) -> None:
