@@ -2,6 +2,7 @@
 
     python make_synthetic.py --out data --frames 1500 300 300 --size 1280x768 --seed 0
     python make_synthetic.py --out day --mix clear_day=1 --preview day.png
+    python make_synthetic.py --out data --unlabelled 3200 4    # more frames, for a network to label
 
 An interrupted call is resumed by the same command. OUT/synthetic.json holds the parameters and the
 shares of people that each camera sees.
@@ -18,7 +19,14 @@ import numpy as np
 from PIL import Image
 
 from cmkd.frames.annotations import Label, read_labels, to_pixels
-from cmkd.frames.layout import GATED_FOLDERS, IMAGE_FOLDERS, LABEL_FOLDER, label_file, save_list
+from cmkd.frames.layout import (
+    GATED_FOLDERS,
+    IMAGE_FOLDERS,
+    LABEL_FOLDER,
+    UNLABELLED,
+    label_file,
+    save_list,
+)
 from cmkd.frames.png import save_png
 from cmkd.runtime.command_line import OneLineParser, at_least, cores, to_float
 from cmkd.runtime.files import (
@@ -71,11 +79,15 @@ LOOK_OF_VISIBILITY = {
 
 def make_data_set(out: Path, parameters: dict[str, Any], workers: int) -> list[PlannedFrame]:
     """Make or complete the data set in `out`; returns its frames. Raises `UserError`."""
-    state = open_data_folder(out, RECORD, parameters, (*IMAGE_FOLDERS, LABEL_FOLDER))
     names = ("frames", "mix", "seed", "frames_per_recording")
-    frames = plan_frames(*(parameters[name] for name in names))
+    frames = plan_frames(
+        *(parameters[name] for name in names), tuple(parameters["unlabelled"] or (0, 1))
+    )
+    labelled = [frame for frame in frames if frame.split != UNLABELLED]
+    label_folders = dict.fromkeys((LABEL_FOLDER, *(frame.label_folder for frame in frames)))
+    state = open_data_folder(out, RECORD, parameters, (*IMAGE_FOLDERS, *label_folders))
     if "light" not in state:
-        state["light"] = night_brightness(frames, parameters, workers)
+        state["light"] = night_brightness(labelled, parameters, workers)
         save_json(state, out / RECORD)
     write = partial(
         write_frame,
@@ -85,11 +97,13 @@ def make_data_set(out: Path, parameters: dict[str, Any], workers: int) -> list[P
         brightness=state["light"],
         out=out,
     )
-    waiting = [frame for frame in frames if not label_file(out, frame.name).is_file()]
+    waiting = [
+        frame for frame in frames if not label_file(out, frame.name, frame.label_folder).is_file()
+    ]
     for _ in parallel_map(write, waiting, workers, str(out)):
         pass
     write_simulated_lists(frames, out)
-    state["measured"] = count_visible_people(frames, out)
+    state["measured"] = count_visible_people(labelled, out)
     save_json(state, out / RECORD)
     print_visible_people(state["measured"])
     return frames
@@ -131,7 +145,7 @@ def write_frame(
         save_png(image, out / folder / f"{frame.name}.png", flush=False)
     text = "".join(f"{line}\n" for line in lines)
     write_atomically(
-        label_file(out, frame.name),
+        label_file(out, frame.name, frame.label_folder),
         lambda unfinished: unfinished.write_text(text, encoding="utf-8"),
         flush=False,
     )
@@ -222,7 +236,11 @@ def save_preview(out: Path, frames: list[PlannedFrame], file: Path) -> None:
     """Write a contact sheet: the frame with most people of each condition, by who is visible."""
     rows = []
     for condition in CONDITIONS:
-        names = [frame.name for frame in frames if frame.condition == condition]
+        names = [
+            frame.name
+            for frame in frames
+            if frame.condition == condition and frame.split != UNLABELLED
+        ]
         if names:
             name = max(names, key=lambda name: len(people_in(out, name)))
             rows.append((name, preview_tiles(out, name)))
@@ -290,6 +308,14 @@ def parse_arguments() -> argparse.Namespace:
         default=[1500, 300, 300],
         metavar=("TRAIN", "VAL", "TEST"),
         help="frames of each split (default: 1500 300 300)",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        type=at_least(1),
+        nargs=2,
+        metavar=("FRAMES", "N"),
+        help="also FRAMES of other places, N of each, as the list unlabelled_night; their labels "
+        "are in true_labels, for oracles only (default: none)",
     )
     parser.add_argument(
         "--frames-per-recording",
@@ -371,6 +397,7 @@ def main() -> None:
         "visible_share": args.visible_share,
         "misalignment": args.misalignment,
         "seed": args.seed,
+        "unlabelled": args.unlabelled,
     }
     try:
         frames = make_data_set(args.out, parameters, args.workers)

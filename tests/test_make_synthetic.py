@@ -11,6 +11,7 @@ from conftest import ROOT, run_here, run_script, the_error
 from PIL import Image
 
 from cmkd.frames.annotations import read_labels
+from cmkd.frames.layout import IMAGE_FOLDERS
 from cmkd.frames.tone import NIGHT_CURVE, tone
 from cmkd.simulator.brightness import BRIGHTNESSES, visible_by_brightness
 from cmkd.simulator.cameras import backscatter, gated_camera, range_profiles, rgb_camera, rgb_light
@@ -192,6 +193,33 @@ def test_no_random_number_depends_on_the_time():
 def test_same_seed_same_bytes_whatever_the_workers(few, tmp_path):
     run_script("make_synthetic.py", "--out", tmp_path / "again", *FEW, "--workers", 2)
     assert contents(few) == contents(tmp_path / "again")
+
+
+def test_unlabelled_frames_change_nothing_else(few, tmp_path):
+    """Other places, several frames each, and their labels in a folder of their own."""
+    out = tmp_path / "more"
+    simulate(out, *FEW, "--unlabelled", 6, 3)
+    without, more = contents(few), contents(out)
+    record, record_more = (json.loads(one.pop("synthetic.json")) for one in (without, more))
+    assert record_more["parameters"].pop("unlabelled") == [6, 3]
+    assert record["parameters"].pop("unlabelled") is None
+    assert record_more == record
+    assert without.items() <= more.items()
+
+    frames = names(out, "unlabelled_night")
+    added = {f"{folder}/{name}.png" for folder in IMAGE_FOLDERS for name in frames}
+    added |= {f"true_labels/{name}.txt" for name in frames}
+    lists = {name for name in more if name.startswith("unlabelled_")}
+    assert more.keys() - without.keys() == added | lists
+    places = {name.rpartition("_")[0] for name in frames}
+    assert len(places) == 2
+    assert places.isdisjoint(
+        name.rpartition("_")[0]
+        for split in ("train", "val", "test")
+        for name in names(out, f"{split}_night")
+    )
+    assert any(more[f"true_labels/{name}.txt"] for name in frames)
+    run_script("check_data.py", out, "--workers", 1)
 
 
 DIE_AFTER_22_IMAGES = """

@@ -17,6 +17,7 @@ from cmkd.frames.layout import (
     IMAGE_FOLDERS,
     RGB_FOLDER,
     SPLITS,
+    UNLABELLED,
     find_image,
     label_file,
     missing_image_message,
@@ -135,7 +136,9 @@ def check_labels(root: Path, name: str, list_line: str) -> tuple[list[Label], li
     """The labels of a frame with clipped boxes, errors, and warnings."""
     file = label_file(root, name)
     if not file.is_file():
-        return [], [missing_labels_message(file, list_line)], []
+        # The first list of a frame is an unlabelled one only if no other list has it.
+        is_unlabelled = Path(list_line).name.partition("_")[0] == UNLABELLED
+        return [], [] if is_unlabelled else [missing_labels_message(file, list_line)], []
     try:
         found, errors = parse_labels(file)
     except UserError as error:

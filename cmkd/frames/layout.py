@@ -24,6 +24,7 @@ GATED_FOLDERS = ("gated0", "gated1", "gated2")
 IMAGE_FOLDERS = (RGB_FOLDER, *GATED_FOLDERS)
 IMAGE_SUFFIXES = (".png", ".jpg")  # the first that exists is read
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # a list with such a name needs no label files: unlabelled_night
 LONGEST_NAME = 250  # bytes; file systems take 255, with the suffix
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from cmkd.frames.layout import SPLITS
+from cmkd.frames.layout import LABEL_FOLDER, SPLITS, UNLABELLED
 from cmkd.simulator.cameras import rgb_light
 from cmkd.simulator.raster import Raster, rasterise
 from cmkd.simulator.scene import CONDITIONS, Scene, sample_scene
 
 SECONDS_BETWEEN_FRAMES = 0.8
+TRUE_LABELS = "true_labels"  # the labels of unlabelled frames
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,38 @@ class PlannedFrame:
     moment: int  # number of the frame within its recording
 
     @property
+    def label_folder(self) -> str:
+        """The folder of its labels: those of unlabelled frames are for oracles only."""
+        return TRUE_LABELS if self.split == UNLABELLED else LABEL_FOLDER
+
+    @property
     def is_night(self) -> bool:
         """Whether it belongs in the night lists; dusk does."""
         return not CONDITIONS[self.condition].day
 
 
 def plan_frames(
-    counts: list[int], mix: dict[str, float], seed: int, frames_per_recording: int = 4
+    counts: list[int],
+    mix: dict[str, float],
+    seed: int,
+    frames_per_recording: int = 4,
+    unlabelled: tuple[int, int] = (0, 1),
 ) -> list[PlannedFrame]:
     """The frames of all splits, `counts` of each, in the shares of `mix` (condition -> share).
 
-    No recording is in two splits.
+    `unlabelled` are the number of further frames and how many of them a recording has. No recording
+    is in two splits, and those of the three splits do not depend on `unlabelled`.
     """
     planned: list[PlannedFrame] = []
     first = 0  # the split's first recording
-    for number, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
-        recordings = -(-count // frames_per_recording)
+    splits = zip((*SPLITS, UNLABELLED), (*counts, unlabelled[0]), strict=True)
+    for number, (split, count) in enumerate(splits):
+        in_recording = unlabelled[1] if split == UNLABELLED else frames_per_recording
+        recordings = -(-count // in_recording)
         conditions = np.array(deal_conditions(recordings, mix), object)
         np.random.default_rng([seed, number]).shuffle(conditions)
         for index in range(count):
-            place, moment = divmod(index, frames_per_recording)
+            place, moment = divmod(index, in_recording)
             condition, recording = conditions[place], first + place
             name = f"{condition}_{recording:05d}_{moment:02d}"
             planned.append(PlannedFrame(name, split, condition, recording, moment))
