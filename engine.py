@@ -127,9 +127,9 @@ def learning_rate(
 ) -> float:
     """The published schedule: linear warm-up in the first epoch, then a tenth every 5 epochs.
 
-    Warm-up goes from base / 1000 over min(1000, steps - 1) steps. `epoch` counts from 1, `step`
-    from 0 within it. A function of these alone has no state to save, and an epoch that
-    `--max-iterations` cut short shifts nothing.
+    `decay_epochs` is the number of epochs from one cut to the next. Warm-up goes from base / 1000
+    over min(1000, steps - 1) steps. `epoch` counts from 1, `step` from 0 within it. A function of
+    these alone has no state to save, and an epoch that `--max-iterations` cut short shifts nothing.
     """
     warm_up = min(WARM_UP_ITERATIONS, steps_per_epoch - 1)
     if epoch == 1 and step < warm_up:

@@ -5,6 +5,7 @@
 
 The discriminators minimise L. The student's features reach them through a gradient reversal of
 weight lambda = 0.3, so the student maximises their part of it. One optimizer trains both.
+On frames without labels (--unlabelled-list without --machine-labels) L_det is 0.
 
 Published (CMKD, ICASSP 2023): COCO mAP 24.2 val_night, 26.0 test_night.
 """

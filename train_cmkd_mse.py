@@ -2,6 +2,8 @@
 
     L = L_det + alpha * mean over P2..P5 of mean((F_student - F_teacher)^2),  alpha = 0.5
 
+On frames without labels (--unlabelled-list without --machine-labels) L_det is 0.
+
 Published (CMKD, ICASSP 2023): COCO mAP 23.6 val_night, 25.4 test_night.
 """
 
