@@ -50,6 +50,7 @@ from cmkd.frames.layout import (
     read_list,
     refuse_held_out_frames,
 )
+from cmkd.frames.machine_labels import refuse_disagreement
 from cmkd.runtime import distributed
 from cmkd.runtime.failures import prepare_for_workers, share, start_worker
 from cmkd.runtime.files import UserError
@@ -559,6 +560,8 @@ def refuse_unfit_lists(args: argparse.Namespace) -> None:
             f"frames with labels in {LABEL_FOLDER} belong to --train-list"
         )
     refuse_held_out_frames(args.data, args.unlabelled_list, args.val_list)
+    if folder is not None:
+        refuse_disagreement(args.data / folder)
 
 
 def make_loader(

@@ -1,5 +1,6 @@
 """Training on labelled frames together with machine-labelled ones, and with ones without labels."""
 
+import json
 import math
 import shutil
 
@@ -471,6 +472,23 @@ def test_a_recording_of_a_held_out_list_is_refused(frames, held_out):
     )
     with pytest.raises(UserError, match=expected):
         training_loader(args, "rgb", may_lack_labels=True)
+
+
+def test_parts_by_different_thresholds_are_refused(frames):
+    """They would be labels of two networks in one folder."""
+    (frames / "val_night.txt").write_text("v")
+    folder = frames / "teacher_labels"
+    shutil.copytree(frames / "gated_labels", folder)
+    args = arguments_of(
+        frames, "--unlabelled-list", "train_night", "--machine-labels", "teacher_labels"
+    )
+    header = {"settings": {}, "weights_sha256": "a", "mirror": False}
+    for part, sure in ((1, 0.5), (2, 0.7)):
+        line = json.dumps({**header, "thresholds": {"Pedestrian": [sure, 0.2]}})
+        training_loader(args, "rgb")
+        (folder / f"labels-{part}-of-2.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match="have different thresholds: label that part again"):
+        training_loader(args, "rgb")
 
 
 def test_a_frame_may_be_in_both_lists(frames):
