@@ -68,7 +68,7 @@ SMALL = (
 PRESETS = {
     "smoke": Preset(
         starts_from_days=True,
-        nights="90 30 60",
+        nights="80 30 60",
         size="213x128",
         train=f"{SMALL} --batch-size 4 --epochs 3",
         start="--stem inflate",
