@@ -612,7 +612,7 @@ def test_lists_and_options_that_are_refused(data, weights, scores):
     (data / "one.txt").write_text(names_of(data)[1])
     for options, words in (
         (["--list", "missing"], "missing.txt is missing"),
-        (["--list", "test_night"], "is in"),
+        (["--list", "test_night"], "is of the recording of"),
         (["--out", "gated_labels"], "gated_labels is never written to"),
         (["--list", "one", "--part", "2/2"], "has only 1 frames"),
         (["--part", "3/2"], "not a part"),
