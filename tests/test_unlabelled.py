@@ -22,7 +22,7 @@ from dataset import (
 )
 from engine import learning_rate
 from models import BOX_LOSSES, DETECTION_LOSSES, Detector, build_detector
-from utils import training_parser
+from utils import detector_options, training_parser
 
 MIXED = ["--train-list", "few", "--unlabelled-list", "rest"]
 MACHINE = [*MIXED, "--machine-labels", "teacher_labels"]
@@ -310,6 +310,13 @@ def test_machine_labels_of_weight_1_are_learned_from_like_a_humans():
         found.append(detector(images, changed)[0])
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_weight_and_box_regression_are_options_of_the_scripts(tmp_path):
+    options = "--backbone resnet18 --init none --machine-weight 0.3 --no-machine-boxes".split()
+    args = arguments_of(tmp_path, *options)
+    detector = build_detector(3, 2, **detector_options(args))
+    assert (detector.machine_weight, detector.machine_boxes) == (0.3, False)
 
 
 def test_a_batch_without_any_label_has_losses_of_zero():
