@@ -414,9 +414,13 @@ def unused_patterns(patterns: set[str], names: set[str]) -> set[str]:
 
 def flip_horizontally(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Mirror an image `[C, H, W]` and its boxes `[N, 4]` in pixels."""
-    width = image.shape[-1]
+    return image.flip(-1), mirror_boxes(boxes, image.shape[-1])
+
+
+def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Boxes `[N, 4]` in pixels of an image of this width -> in its mirror image."""
     x0, y0, x1, y1 = boxes.unbind(dim=1)
-    return image.flip(-1), torch.stack([width - x1, y0, width - x0, y1], dim=1)
+    return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 
 
 def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:

@@ -323,7 +323,7 @@ def check_input(args: argparse.Namespace) -> Path:
 
 
 def import_corrected(args: argparse.Namespace) -> None:
-    """Take the boxes that a human corrected, as a human's. Raises `UserError`."""
+    """Take back the boxes that a human corrected. Raises `UserError`."""
     folder = machine_labels.open_folder(args.data, args.out)
     record = machine_labels.read_record(folder)
     journal = folder / machine_labels.journal_name()

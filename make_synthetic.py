@@ -314,8 +314,9 @@ def parse_arguments() -> argparse.Namespace:
         type=at_least(1),
         nargs=2,
         metavar=("FRAMES", "N"),
-        help="also FRAMES of other places, N of each, as the list unlabelled_night; their labels "
-        "are in true_labels, for oracles only (default: none)",
+        help="simulate FRAMES more, N of each of some other places, and list them in "
+        "unlabelled_night; their labels are in true_labels, which only an oracle should read "
+        "(default: none)",
     )
     parser.add_argument(
         "--frames-per-recording",

@@ -16,16 +16,17 @@ from test_evaluation import result, truth
 
 from cmkd.evaluation import pipeline
 from cmkd.evaluation.metrics import match
-from cmkd.evaluation.mirror import SAME_OBJECT, detect, fuse, mirror_boxes
+from cmkd.evaluation.mirror import SAME_OBJECT, detect, fuse
 from cmkd.evaluation.predict import predict
 from cmkd.evaluation.thresholds import choose_thresholds, precision_and_recall, table_of
 from cmkd.frames import machine_labels
 from cmkd.frames.annotations import DOUBTFUL, read_labels
+from cmkd.frames.label_exchange import read_coco, read_yolo_file
 from cmkd.frames.layout import refuse_held_out_frames
 from cmkd.runtime import files
 from cmkd.runtime.files import UserError, save_json
 from cmkd.runtime.weights import save_torch
-from dataset import SeeingThroughFog, flip_horizontally, make_loader
+from dataset import SeeingThroughFog, flip_horizontally, make_loader, mirror_boxes
 from models import build_detector, load_detector
 
 LIST = "unlabelled_night"
@@ -721,3 +722,24 @@ def test_yolo_and_back(data, weights, scores, tmp_path):
     (folder / f"labels/{first}.txt").rename(folder / "labels/other.txt")
     (folder / "labels/other.txt").write_text("")
     assert "other is no frame" in the_error(take_back(data, "yolo", folder, expect=2))
+
+
+@pytest.mark.parametrize("line", ["-1 0.5 0.5 0.1 0.1", "0 nan 0.5 0.1 0.1", "0 50 50 10 10"])
+def test_a_yolo_line_that_would_be_misread(tmp_path, line):
+    """A negative number would count from the end of the classes; NaN would lose the box."""
+    file = tmp_path / "labels.txt"
+    file.write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
+    with pytest.raises(UserError, match="labels.txt:2: expected a class number"):
+        read_yolo_file(file, ["Pedestrian", DOUBTFUL])
+
+
+@pytest.mark.parametrize("size", [(0, 5), (float("nan"), 5)])
+def test_a_coco_box_without_area_is_not_lost(tmp_path, size):
+    content = {
+        "categories": [{"id": 1, "name": "Pedestrian"}],
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 50}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, *size]}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="a box of a.png has no area"):
+        read_coco(tmp_path / "boxes.json")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cmkd.evaluation.predict import to_device
 from cmkd.runtime.failures import fetch
+from dataset import mirror_boxes
 
 SAME_OBJECT = 0.55  # boxes of one class with more overlap (IoU) are of one object
 
@@ -49,12 +50,6 @@ def detect(
                     detection["boxes"] = mirror_boxes(detection["boxes"], width)
             yield targets, sizes, views
             bar.update(len(images))
-
-
-def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Boxes `[N, 4]` in pixels of an image -> in its mirror image."""
-    x0, y0, x1, y1 = boxes.unbind(dim=1)
-    return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 
 
 def fuse(view: Detection, other: Detection) -> Detection:

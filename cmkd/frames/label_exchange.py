@@ -71,6 +71,8 @@ def read_coco(file: Path) -> dict[str, list[Found]]:
         for one in content["annotations"]:
             image = images[one["image_id"]]
             x, y, width, height = one["bbox"]
+            if not (width > 0 and height > 0):
+                raise ValueError(f"a box of {image['file_name']} has no area")
             box = to_label_space((x, y, x + width, y + height), image["width"], image["height"])
             is_doubtful = one.get("iscrowd") or one.get("doubtful")
             name = DOUBTFUL if is_doubtful else names[one["category_id"]]
@@ -122,9 +124,12 @@ def read_yolo_file(file: Path, names: list[str]) -> list[Found]:
             kind, *shares = line.split()
             x, y, width, height = map(float, shares)
             name = names[int(kind)]
+            if int(kind) < 0 or not all(0 <= share <= 1 for share in (x, y, width, height)):
+                raise ValueError
         except (ValueError, IndexError):
             raise UserError(
-                f"{file}:{number}: expected a class number of classes.txt and four shares: fix it"
+                f"{file}:{number}: expected a class number of classes.txt and four shares from 0 "
+                "to 1: fix it"
             ) from None
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         found.append((name, 1.0, to_label_space(corners, 1, 1)))
@@ -150,7 +155,7 @@ def is_unchanged(labels: list[Label], found: list[Found]) -> bool:
 def import_labels(
     folder: Path, journal: Path, record: Record, found: dict[str, list[Found]]
 ) -> dict[str, int]:
-    """Write the frames whose boxes changed, as a human's, and count them.
+    """Write the frames whose boxes changed, mark them as corrected by a human, and count them.
 
     A file that a human changed before is kept. Raises `UserError` before anything is written, if a
     frame has no image.
