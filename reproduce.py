@@ -20,6 +20,7 @@ import torch
 
 from cmkd.evaluation.options import add_draws, add_seeds, add_side_by_side
 from cmkd.frames.annotations import DEFAULT_CLASSES
+from cmkd.frames.layout import read_list, save_list
 from cmkd.runtime.command_line import OneLineParser
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
@@ -33,16 +34,27 @@ from cmkd.study.jobs import (
     run_jobs,
     training_state,
 )
-from cmkd.study.report import NETWORKS, REFERENCES, Study, write_results
+from cmkd.study.networks import NETWORKS, REFERENCES, STUDENTS, label_folder, weights_file
+from cmkd.study.report import Study, write_results
 from dataset import SeeingThroughFog
 from utils import training_parser
 
-STUDENTS = tuple(name for name in NETWORKS if name not in REFERENCES)
+PUBLISHED_STUDENTS = ("cmkd_mse", "cmkd_adv")
 TRAIN_LIST, VAL_LIST, TEST_LIST = "train_night", "val_night", "test_night"
+UNLABELLED_LIST = "unlabelled_night"
 # Options of the train scripts that replace the preset's. Pretraining, which uses simulated frames,
 # takes the first ones only.
 FOR_ALL_TRAININGS = ("backbone", "min_size", "max_size")
-FOR_COMPARED_NETWORKS = ("init", "stem", "epochs", "batch_size", "lr", "classes", "ignore")
+FOR_COMPARED_NETWORKS = (
+    "init",
+    "stem",
+    "epochs",
+    "steps_per_epoch",
+    "batch_size",
+    "lr",
+    "classes",
+    "ignore",
+)
 TAKE_SEVERAL_VALUES = ("classes", "ignore")
 
 
@@ -57,6 +69,9 @@ class Preset:
     size: str = ""
     days: str = ""  # frames for training, validation, test
     nights: str = ""
+    unlabelled: str = ""  # frames, and how many of them a recording has
+    labelled: int = 0  # train on this many of the nights for training, if not 0
+    students: tuple[str, ...] = PUBLISHED_STUDENTS
     needs_cuda: bool = False
 
 
@@ -91,6 +106,16 @@ PRESETS = {
         "--workers 1 --cache ram --epochs 6",
         start="--stem inflate --lr 0.01",
     ),
+    "unlabelled": Preset(
+        starts_from_days=True,
+        nights="1600 300 300",
+        unlabelled="2400 4",
+        labelled=400,
+        size="213x128",
+        students=("self_labels", "teacher_labels", "true_labels"),
+        train=f"{SMALL} --batch-size 4 --epochs 6 --steps-per-epoch 200",
+        start="--stem inflate",
+    ),
     "paper": Preset(train="--no-amp", start="", needs_cuda=True),
 }
 
@@ -107,14 +132,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of everything (default: runs/PRESET)")
     add_seeds(parser)
     parser.add_argument(
-        "--students", choices=STUDENTS, nargs="+", default=STUDENTS, help="(default: all)"
+        "--students",
+        choices=STUDENTS,
+        nargs="+",
+        help="networks besides teacher and baseline (default: the preset's)",
     )
     parser.add_argument("--data", type=Path, help="prepared data folder (default: simulated)")
-    parser.add_argument("--train-list", default=TRAIN_LIST, help=f"(default: {TRAIN_LIST})")
+    parser.add_argument("--train-list", help=f"(default: {TRAIN_LIST}, or the preset's part of it)")
     parser.add_argument(
         "--val-list", default=VAL_LIST, help=f"chooses a run's best weights (default: {VAL_LIST})"
     )
     parser.add_argument("--test-list", default=TEST_LIST, help=f"(default: {TEST_LIST})")
+    parser.add_argument(
+        "--unlabelled-list",
+        default=UNLABELLED_LIST,
+        help=f"for networks that learn from it (default: {UNLABELLED_LIST})",
+    )
     for name in (*FOR_ALL_TRAININGS, *FOR_COMPARED_NETWORKS):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -126,6 +159,9 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.out = args.out or Path("runs") / args.preset
     args.compared_data = args.data or args.out / "data"
+    preset = PRESETS[args.preset]
+    args.students = args.students or list(preset.students)
+    args.train_list = args.train_list or list_of_first(preset.labelled)
     return args
 
 
@@ -134,14 +170,22 @@ def given_options(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]
     return option_words(**{name: getattr(args, name) for name in names})
 
 
+def list_of_first(frames: int) -> str:
+    """The train list, or the list of its first `frames` frames."""
+    return f"{TRAIN_LIST}_{frames}" if frames else TRAIN_LIST
+
+
 # --------------------------------------------------------------------------------------------- jobs
 
 
 def preparation_jobs(args: argparse.Namespace, preset: Preset) -> list[Job]:
     """Simulated nights unless there is --data, an RGB detector of days unless there is --init."""
     jobs = []
+    unlabelled = option_words(unlabelled=preset.unlabelled.split()) if preset.unlabelled else []
     if not args.data:
-        jobs.append(simulation_job("nights", args.out / "data", preset.size, preset.nights))
+        jobs.append(
+            simulation_job("nights", args.out / "data", preset.size, preset.nights, *unlabelled)
+        )
     if preset.pretrain and not args.init:
         training = [*preset.train.split(), *given_options(args, FOR_ALL_TRAININGS)]
         training += preset.pretrain.split()
@@ -149,16 +193,26 @@ def preparation_jobs(args: argparse.Namespace, preset: Preset) -> list[Job]:
     return jobs
 
 
+def write_shorter_lists(data: Path, counts: set[int]) -> None:
+    """Write lists of the first frames of the train list; 0 stands for all. Raises `UserError`."""
+    names = read_list(data / f"{TRAIN_LIST}.txt")
+    for count in counts - {0}:
+        if count > len(names):
+            raise UserError(f"{data}: {TRAIN_LIST} has only {len(names)} frames, not {count}")
+        save_list(names[:count], data / f"{list_of_first(count)}.txt")
+
+
 def training_jobs(
     name: str, seed: int, args: argparse.Namespace, preset: Preset, before: list[Job]
 ) -> tuple[Job, Job]:
     """Train a network with a seed, and test it."""
-    title, folder = f"seed{seed}/{name}", args.out / f"seed{seed}"
-    weights, run_folder = folder / f"{name}.pth", folder / name
+    network, title = NETWORKS[name], f"seed{seed}/{name}"
+    run_folder, weights = args.out / title, weights_file(args.out, seed, name)
     needs = [job.name for job in before]
+    train_list = list_of_first(network.train_frames) if network.train_frames else args.train_list
     arguments = [
-        f"train_{name}.py",
-        *option_words(data=args.compared_data, train_list=args.train_list, val_list=args.val_list),
+        f"train_{network.script}.py",
+        *option_words(data=args.compared_data, train_list=train_list, val_list=args.val_list),
         *preset.train.split(),
         *given_options(args, FOR_ALL_TRAININGS),
         *preset.start.split(),
@@ -168,10 +222,16 @@ def training_jobs(
         arguments += option_words(init=DAY_DETECTOR)
     if "pretrained" in needs:
         arguments += option_words(init=args.out / "pretrained/baseline.pth")
-    if name in STUDENTS:
-        arguments += option_words(teacher=folder / "teacher.pth")
+    if network.is_student:
+        arguments += option_words(teacher=weights_file(args.out, seed, "teacher"))
         needs.append(f"seed{seed}/teacher")
-    arguments += option_words(seed=seed, resume=True, out=folder, run_dir=run_folder)
+    if network.unlabelled:
+        arguments += option_words(
+            unlabelled_list=args.unlabelled_list, machine_labels=label_folder(seed, network)
+        )
+    if network.labeller:
+        needs.append(f"seed{seed}/{network.labeller}_labels/frames")
+    arguments += option_words(seed=seed, resume=True, out=weights.parent, run_dir=run_folder)
     train = Job(title, arguments, weights, tuple(needs), leaves=training_state(run_folder))
 
     test = evaluation_job(
@@ -187,9 +247,34 @@ def training_jobs(
     return train, test
 
 
+def labelling_job(labeller: str, seed: int, args: argparse.Namespace, preset: Preset) -> Job:
+    """Label the unlabelled frames with a trained network."""
+    folder = f"{labeller}_labels_seed{seed}"
+    arguments = [
+        "label_frames.py",
+        *option_words(
+            weights=weights_file(args.out, seed, labeller),
+            data=args.compared_data,
+            list=args.unlabelled_list,
+            val_list=args.val_list,
+            out=folder,
+            # A study of how much labels are worth may call labelled frames unlabelled.
+            also_labelled=True,
+            workers=0,
+        ),
+        *precision_words(preset.train.split()),
+    ]
+    return Job(
+        f"seed{seed}/{labeller}_labels/frames",
+        arguments,
+        args.compared_data / folder / "labels.jsonl",
+        (f"seed{seed}/{labeller}",),
+    )
+
+
 def gallery_job(args: argparse.Namespace, preset: Preset, names: list[str]) -> Job:
     """Draw the frames on which the first seed's networks differ most."""
-    weights = [args.out / f"seed{args.seeds[0]}/{name}.pth" for name in names]
+    weights = [weights_file(args.out, args.seeds[0], name) for name in names]
     gallery = args.out / "gallery.png"
     arguments = [
         "visualize.py",
@@ -264,12 +349,20 @@ def main() -> None:
     jobs = preparation_jobs(args, preset)
     before = list(jobs)
     training_of, test_of = {}, {}
-    for name in names:
-        for seed in args.seeds:
+    labellers = {NETWORKS[name].labeller for name in names}
+    for seed in args.seeds:  # so that a study that is interrupted has whole seeds
+        for name in names:
             pair = training_jobs(name, seed, args, preset, before)
             training_of[name, seed], test_of[name, seed] = pair
             jobs += pair
+            if name in labellers:
+                jobs.append(labelling_job(name, seed, args, preset))
     refuse_impossible(args, preset, jobs)
+    if not args.data:
+        report_failures(run_jobs(before, args.out, args.side_by_side), len(before))
+        write_shorter_lists(
+            args.compared_data, {preset.labelled, *(NETWORKS[name].train_frames for name in names)}
+        )
     failed = run_jobs(jobs, args.out, args.side_by_side)
     trained = [name for name in names if training_of[name, args.seeds[0]].name not in failed]
     if trained:
@@ -278,7 +371,7 @@ def main() -> None:
     finished = {name: {} for name in names}
     for (name, seed), test in test_of.items():
         if test.name not in failed:
-            finished[name][seed] = test.makes.parent
+            finished[name][seed] = test.makes.parent, weights_file(args.out, seed, name)
     study = Study(
         args.compared_data, args.val_list, args.test_list, args.seeds, finished, args.draws
     )

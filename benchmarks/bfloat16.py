@@ -23,7 +23,7 @@ from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, read_json
 from cmkd.study.day_detector import DAY_DETECTOR
 from cmkd.study.jobs import option_words
-from cmkd.study.report import NETWORKS
+from cmkd.study.networks import PUBLISHED
 from reproduce import PRESETS
 
 PRECISIONS = {"float32": "--no-amp", "bfloat16": "--amp"}
@@ -81,7 +81,7 @@ def main() -> None:
             f"{args.demo} holds no finished demo: run `make demo` first, or name its folder"
         )
     trained = {method: {precision: [] for precision in PRECISIONS} for method in METHODS}
-    tested: dict[str, dict[str, float]] = {name: {} for name in NETWORKS}
+    tested: dict[str, dict[str, float]] = {name: {} for name in PUBLISHED}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         trainings = [
             (method, precision, seed)
@@ -94,7 +94,7 @@ def main() -> None:
         progress = tqdm(aps, total=len(trainings), unit="run", disable=None)
         for (method, precision, _), ap in zip(trainings, progress, strict=True):
             trained[method][precision].append(ap)
-        for name in NETWORKS:
+        for name in PUBLISHED:
             for precision in PRECISIONS:
                 file = Path(folder) / "scores.json"
                 tested[name][precision] = test_ap(args.demo, name, precision, file)

@@ -31,7 +31,7 @@ from cmkd.frames.layout import condition_lists
 from cmkd.runtime import checkpoint
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
-from cmkd.study import day_detector, jobs, report
+from cmkd.study import day_detector, jobs, networks, report
 from cmkd.study.ablations import VARIANTS, variant_jobs
 from cmkd.study.discriminators import domain_entropy
 from cmkd.study.jobs import (
@@ -780,9 +780,9 @@ def test_cells():
 
 def test_more_networks_than_colours_and_markers(tmp_path, monkeypatch):
     """Students added to NETWORKS are in the table and the picture."""
-    names = [*report.NETWORKS, *(f"cmkd_{number}" for number in range(6))]
+    names = [*networks.NETWORKS, *(f"cmkd_{number}" for number in range(6))]
     for name in names[4:]:
-        monkeypatch.setitem(report.NETWORKS, name, "RGB")
+        monkeypatch.setitem(networks.NETWORKS, name, networks.Network(name))
     entry = {"value": 0.4, "interval": (0.3, 0.5), "gap_closed": 0.2}
     entry["gap_closed_interval"] = (0.1, 0.3)
     comparison = {name: {"AP": entry, "recall_unseen": entry} for name in names}
@@ -825,7 +825,8 @@ def test_runs_that_cannot_be_read_are_left_out(tmp_path, capsys):
     """None is left: a table of dashes, no comparison."""
     (tmp_path / "seed0/teacher").mkdir(parents=True)
     (tmp_path / "seed0/teacher/log.jsonl").write_text("{damaged\n")
-    study = Study(tmp_path, "v", "t", [0], {"teacher": {0: tmp_path / "seed0/teacher"}}, 1)
+    finished = {"teacher": {0: (tmp_path / "seed0/teacher", tmp_path / "seed0/teacher.pth")}}
+    study = Study(tmp_path, "v", "t", [0], finished, 1)
     assert "0 of 1" in write_results(study, tmp_path)
     assert "log.jsonl:1: no record of a run" in capsys.readouterr().err
     assert json.loads((tmp_path / "results.json").read_text())["comparison"] == {}

@@ -257,6 +257,19 @@ def recall(
     return float((matches.found_at >= limit) @ boxes / boxes.sum())
 
 
+def false_positives_at(matches: Matches, wanted_recall: float) -> float:
+    """False positives per image at the highest score at which a recall, 0..1, is reached.
+
+    NaN if it is never reached.
+    """
+    found = np.sort(matches.found_at[np.isfinite(matches.found_at)])[::-1]
+    needed = math.ceil(wanted_recall * len(matches.truth) - 1e-9)
+    if needed > len(found):
+        return math.nan
+    limit = found[needed - 1] if needed else math.inf
+    return float(np.sum(~matches.hit & (matches.score >= limit)) / matches.frames)
+
+
 def unseen_by_rgb(annotations: list[dict[str, Any]]) -> np.ndarray:
     """Which boxes are labelled invisible in RGB and visible in the gated slices: bool `[T]`."""
     unseen = [

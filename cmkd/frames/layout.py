@@ -25,6 +25,7 @@ IMAGE_FOLDERS = (RGB_FOLDER, *GATED_FOLDERS)
 IMAGE_SUFFIXES = (".png", ".jpg")  # the first that exists is read
 SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # a list with such a name needs no label files: unlabelled_night
+TRUE_LABELS = "true_labels"  # folder of the labels of simulated unlabelled frames
 LONGEST_NAME = 250  # bytes; file systems take 255, with the suffix
 
 

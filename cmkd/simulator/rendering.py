@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from cmkd.frames.layout import LABEL_FOLDER, SPLITS, UNLABELLED
+from cmkd.frames.layout import LABEL_FOLDER, SPLITS, TRUE_LABELS, UNLABELLED
 from cmkd.simulator.cameras import rgb_light
 from cmkd.simulator.raster import Raster, rasterise
 from cmkd.simulator.scene import CONDITIONS, Scene, sample_scene
 
 SECONDS_BETWEEN_FRAMES = 0.8
-TRUE_LABELS = "true_labels"  # the labels of unlabelled frames
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from cmkd.runtime.files import (
     write_atomically,
 )
 from cmkd.runtime.hardware import versions
+from cmkd.runtime.weights import settings_file
+from cmkd.study.networks import NETWORKS, REFERENCES
 from cmkd.viewing.curves import COLOURS, read_epochs
 from dataset import SeeingThroughFog
 
-NETWORKS = {"teacher": "RGB + gated", "baseline": "RGB", "cmkd_mse": "RGB", "cmkd_adv": "RGB"}
-REFERENCES = ("teacher", "baseline")  # the gap between them is what a student closes
 # The test list, but people visible to the gated camera alone need not be found.
 WITHOUT_UNSEEN = "without the unseen"
 MISSING = "-"
@@ -43,7 +43,8 @@ class Study:
     val_list: str
     test_list: str
     seeds: list[int]  # wanted ones
-    folders: dict[str, dict[int, Path]]  # by network and seed: scores.json, detections, log.jsonl
+    # By network and seed: a folder with scores.json, detections and log.jsonl, and the weights.
+    runs: dict[str, dict[int, tuple[Path, Path]]]
     samples: int  # bootstrap samples
 
 
@@ -98,23 +99,23 @@ def write_results(study: Study, out: Path) -> str:
 def read_runs(study: Study) -> Runs:
     """All runs that can be read; a warning names the others."""
     runs: Runs = {}
-    for name, by_seed in study.folders.items():
+    for name, by_seed in study.runs.items():
         runs[name] = {}
-        for seed, folder in by_seed.items():
+        for seed, (folder, weights) in by_seed.items():
             try:
-                runs[name][seed] = read_run(folder, [study.val_list, study.test_list])
+                runs[name][seed] = read_run(folder, weights, [study.val_list, study.test_list])
             except (UserError, ValueError, KeyError) as error:
                 warn(f"{folder} is left out: {reason_of(error)}")
     return runs
 
 
-def read_run(folder: Path, lists: list[str]) -> FinishedRun:
+def read_run(folder: Path, weights: Path, lists: list[str]) -> FinishedRun:
     """One run. Raises `UserError`, or `KeyError` if one of its files lacks something."""
     advice = "the run is not finished, or its files were changed"
     epochs = read_epochs(folder / "log.jsonl")
     scores = read_json(folder / "scores.json", advice)
     detections = {name: read_json(folder / f"detections.{name}.json", advice) for name in lists}
-    settings = read_json(folder.with_suffix(".json"), advice)
+    settings = read_json(settings_file(weights), advice)
     metrics = {}
     for list_name, by_detector in scores["metrics"].items():
         [values] = by_detector.values()
@@ -214,7 +215,7 @@ def results_rows(study: Study, runs: Runs, comparisons: dict[str, Comparison]) -
     wanted = len(study.seeds)
     for name, by_seed in runs.items():
         summaries = [run.summary for run in by_seed.values()]
-        row = [name, NETWORKS[name]]
+        row = [name, NETWORKS[name].inputs]
         row.append(str(wanted) if len(summaries) == wanted else f"{len(summaries)} of {wanted}")
         for list_name, metric in columns.values():
             values = [100 * summary["metrics"][list_name][metric] for summary in summaries]

@@ -33,14 +33,8 @@ from cmkd.study.jobs import (
     report_failures,
     run_jobs,
 )
-from cmkd.study.report import (
-    NETWORKS,
-    REFERENCES,
-    WITHOUT_UNSEEN,
-    gap_cell,
-    tested_truth,
-    without_unseen,
-)
+from cmkd.study.networks import PUBLISHED, REFERENCES
+from cmkd.study.report import WITHOUT_UNSEEN, gap_cell, tested_truth, without_unseen
 
 TEST_LIST = "test_night"
 SEED = 2_000_000  # of other places than the study's nights (0) and days (1000000)
@@ -86,7 +80,7 @@ def finished_networks(study: Path, records: Records, seeds: list[int]) -> list[s
     """The networks that the study has finished with all seeds. Raises `UserError`."""
     names = [
         name
-        for name in NETWORKS
+        for name in PUBLISHED
         if all(records.get(f"test/seed{seed}/{name}", {}).get("done") for seed in seeds)
     ]
     if not set(REFERENCES) <= set(names):

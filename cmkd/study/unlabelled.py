@@ -1,0 +1,302 @@
+"""Whom labels of unlabelled pairs help to see: the arms of docs/unlabelled.md, compared.
+
+    python reproduce.py --preset unlabelled --seeds 0 1 2
+    python -m cmkd.study.unlabelled --study runs/unlabelled --seeds 0 1 2 --json labels.json
+
+Compares the networks that the study has finished with all seeds. A study of simulated nights is
+tested on simulated days too, because a student that replaces a detector must not become worse by
+day.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmkd.evaluation.bootstrap import compare_detectors
+from cmkd.evaluation.metrics import (
+    WORKING_POINT,
+    GroundTruth,
+    Results,
+    false_positives_at,
+    match,
+    mean_of_defined,
+    none_for_nan,
+    recall,
+    unseen_by_rgb,
+)
+from cmkd.evaluation.options import add_draws, add_json, add_seeds, add_study
+from cmkd.evaluation.pipeline import with_conditions
+from cmkd.evaluation.tables import markdown_table, print_and_save
+from cmkd.runtime.command_line import OneLineParser, at_least
+from cmkd.runtime.failures import run
+from cmkd.runtime.files import UserError, read_json
+from cmkd.study.day_detector import DAY_DETECTOR, simulation_job
+from cmkd.study.jobs import (
+    UNREADABLE,
+    Job,
+    Records,
+    evaluation_job,
+    option_value,
+    option_words,
+    read_study_records,
+    report_failures,
+    run_jobs,
+)
+from cmkd.study.networks import NETWORKS, weights_file
+from cmkd.study.report import mean_and_deviation, tested_truth
+
+SEED_OF_DAYS = 3_000_000  # other places than those of the nights and of the start
+DAY_LIST = "val_clear_day"
+CONTROL, OF_INTEREST, ORACLE = "self_labels", "teacher_labels", "true_labels"
+START = "start"
+
+
+def finished_networks(records: Records, seeds: list[int]) -> list[str]:
+    """The networks that a study has finished with all these seeds."""
+    return [
+        name
+        for name in NETWORKS
+        if all(records.get(f"test/seed{seed}/{name}", {}).get("done") for seed in seeds)
+    ]
+
+
+def day_jobs(args: argparse.Namespace, records: Records, names: list[str]) -> list[Job]:
+    """Simulate days, and test the networks and the weights that they started from on them."""
+    out = args.study / "days"
+    size = option_value(records["nights"]["arguments"], "--size")
+    only_days = option_words(mix="clear_day=1", seed=SEED_OF_DAYS)
+    jobs = [simulation_job("days", out / "data", size, f"0 {args.days} 0", *only_days)]
+    weights = {START: DAY_DETECTOR}
+    for seed in args.seeds:
+        weights |= {f"seed{seed}/{name}": weights_file(args.study, seed, name) for name in names}
+    trained_with = records[f"seed{args.seeds[0]}/baseline"]["arguments"]
+    for title, file in weights.items():
+        jobs.append(
+            evaluation_job(
+                title, "days", out / title, [file], out / "data", [DAY_LIST], trained_with, draws=1
+            )
+        )
+    return jobs
+
+
+def ap_by_day(study: Path, title: str) -> float:
+    """The AP on days of one network, in percent."""
+    scores = read_json(study / "days" / title / "scores.json", UNREADABLE)
+    [metrics] = scores["metrics"][DAY_LIST].values()
+    return 100 * metrics["AP"]
+
+
+# ------------------------------------------------------------------------------------- comparisons
+
+
+def working_points(
+    truth: GroundTruth, found: dict[str, list[Results]]
+) -> dict[str, dict[str, list[float]]]:
+    """By network: a value per seed, the mean over the categories.
+
+    `recall_seen` is that of people visible in RGB, at 0.1 false positives per image;
+    `false_positives` are those per image at which a network finds as many people as the baseline
+    of its seed finds at 0.1.
+    """
+    points = {name: {"recall_seen": [], "false_positives": []} for name in found}
+    categories = [category["id"] for category in truth["categories"]]
+    for index, baseline in enumerate(found["baseline"]):
+        for name, by_seed in found.items():
+            seen, false_positives = [], []
+            for category in categories:
+                reference = match(truth, baseline, category)
+                everyone = np.ones(len(reference.truth), bool)
+                wanted = recall(reference, everyone)
+                matches = match(truth, by_seed[index], category)
+                seen.append(recall(matches, ~unseen_by_rgb(matches.truth)))
+                false_positives.append(false_positives_at(matches, wanted))
+            points[name]["recall_seen"].append(mean_of_defined(seen))
+            points[name]["false_positives"].append(mean_of_defined(false_positives))
+    return points
+
+
+def compare(
+    args: argparse.Namespace, records: Records, names: list[str]
+) -> dict[str, dict[str, Any]]:
+    """By list: the networks against the baseline, with the share of the oracle's gain, and against
+    the network that learned from its own labels."""
+    arguments = records[f"test/seed{args.seeds[0]}/baseline"]["arguments"]
+    data = Path(option_value(arguments, "--data"))
+    start = arguments.index("--lists") + 1
+    val_list, test_list = arguments[start : start + 2]
+    folder = args.study / f"seed{args.seeds[0]}/baseline"
+    scores = read_json(folder / "scores.json", UNREADABLE)
+    truths, found = {}, {}
+    for list_name in (val_list, test_list):
+        truths[list_name] = tested_truth(data, list_name, scores["classes"], scores["ignore"])
+        found[list_name] = {
+            f"{name} {seed}": read_json(
+                args.study / f"seed{seed}/{name}/detections.{list_name}.json", UNREADABLE
+            )
+            for name in names
+            for seed in args.seeds
+        }
+    truths, found = with_conditions(data, truths, found)
+    comparisons = {}
+    for list_name, truth in truths.items():
+        runs = {name: [found[list_name][f"{name} {seed}"] for seed in args.seeds] for name in names}
+        oracle = ORACLE if ORACLE in names else None
+        against = {"baseline": compare_detectors(truth, runs, "baseline", oracle, args.draws)}
+        if CONTROL in names:
+            against[CONTROL] = compare_detectors(truth, runs, CONTROL, None, args.draws)
+        comparisons[list_name] = {
+            "frames": len(truth["images"]),
+            "against": against,
+            "points": working_points(truth, runs),
+        }
+    return comparisons
+
+
+def label_equivalents(aps: dict[int, float], ap: float) -> str:
+    """How many labelled frames give an AP, by the curve of baselines: `400 frames: 12.3`.
+
+    Interpolated in the logarithm of the number of frames.
+    """
+    counts = sorted(aps)
+    values = [aps[count] for count in counts]
+    if not np.all(np.diff(values) > 0):
+        return "undefined, because the curve does not rise"
+    if ap < values[0]:
+        return f"fewer than {counts[0]}"
+    if ap > values[-1]:
+        return f"more than {counts[-1]}"
+    return f"{math.exp(np.interp(ap, values, np.log(counts))):.0f}"
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def metrics_of(study: Path, seed: int, name: str, list_name: str) -> dict[str, float]:
+    """The metrics of one tested run, 0..1; NaN for undefined ones."""
+    scores = read_json(study / f"seed{seed}/{name}/scores.json", UNREADABLE)
+    [metrics] = scores["metrics"][list_name].values()
+    return {key: math.nan if value is None else value for key, value in metrics.items()}
+
+
+def arm_rows(
+    args: argparse.Namespace,
+    names: list[str],
+    comparisons: dict[str, dict[str, Any]],
+    by_day: dict[str, list[float]],
+) -> list[list[str]]:
+    """A row per network: means and standard deviations over its seeds, on the test list."""
+    val_list, test_list = list(comparisons)[:2]
+    heading = ["network", "val AP", "test AP", "AP50", "MR", "recall, seen in RGB"]
+    heading += ["recall, unseen", "false positives at equal recall", "AP by day"]
+    rows = [heading]
+    for name in names:
+        columns = []
+        for list_name, metric in (
+            (val_list, "AP"),
+            (test_list, "AP"),
+            (test_list, "AP50"),
+            (test_list, "MR"),
+        ):
+            values = [metrics_of(args.study, seed, name, list_name)[metric] for seed in args.seeds]
+            columns.append([100 * value for value in values])
+        points = comparisons[test_list]["points"][name]
+        columns.append([100 * value for value in points["recall_seen"]])
+        columns.append(
+            [
+                100 * metrics_of(args.study, seed, name, test_list)["recall_unseen"]
+                for seed in args.seeds
+            ]
+        )
+        cells = [mean_and_deviation(values) for values in columns]
+        cells.append(f"{mean_of_defined(points['false_positives']):.3f}")
+        cells.append(mean_and_deviation(by_day.get(name, [])))
+        rows.append([name, *cells])
+    return rows
+
+
+def difference_cell(entry: dict[str, Any]) -> str:
+    """`+1.2 [0.3, 2.1]`: a difference of AP and its interval, in percent."""
+    low, high = entry["difference_interval"]
+    return f"{100 * entry['difference']:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def difference_rows(names: list[str], comparisons: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A row per network and list: AP minus the baseline's and the control's, share of the oracle's
+    gain."""
+    rows = [["list", "network", "AP", "minus baseline", "minus self_labels", "share of the oracle"]]
+    for list_name, comparison in comparisons.items():
+        against = comparison["against"]
+        for name in names:
+            entry = against["baseline"][name]["AP"]
+            share = "-"
+            if ORACLE in names and name not in ("baseline", ORACLE):
+                low, high = entry["gap_closed_interval"]
+                share = f"{100 * entry['gap_closed']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+            control = "-"
+            if CONTROL in against and name != CONTROL:
+                control = difference_cell(against[CONTROL][name]["AP"])
+            base = "-" if name == "baseline" else difference_cell(entry)
+            rows.append([list_name, name, f"{100 * entry['value']:.1f}", base, control, share])
+    return rows
+
+
+def main() -> None:
+    parser = OneLineParser(__doc__)
+    add_study(parser)
+    add_seeds(parser)
+    parser.add_argument(
+        "--days",
+        type=at_least(1),
+        default=300,
+        metavar="N",
+        help="simulated day frames on which all are tested (default: 300)",
+    )
+    add_draws(parser)
+    add_json(parser)
+    args = parser.parse_args()
+    records = read_study_records(args.study)
+    names = finished_networks(records, args.seeds)
+    if "baseline" not in names:
+        raise UserError(
+            f"{args.study} has no finished baseline of these seeds: run reproduce.py --preset "
+            "unlabelled first"
+        )
+    by_day: dict[str, list[float]] = {}
+    if "nights" in records:
+        jobs = day_jobs(args, records, names)
+        report_failures(run_jobs(jobs, args.study / "days", None), len(jobs))
+        by_day = {
+            name: [ap_by_day(args.study, f"seed{seed}/{name}") for seed in args.seeds]
+            for name in names
+        }
+        by_day[START] = [ap_by_day(args.study, START)]
+
+    comparisons = compare(args, records, names)
+    curve = {}
+    for name in finished_networks(records, args.seeds[:1]):
+        network = NETWORKS[name]
+        if network.script == "baseline" and network.train_frames:
+            curve[network.train_frames] = name
+    test_list = list(comparisons)[1]
+    figures = {
+        "comparisons": none_for_nan(comparisons),
+        "ap_by_day": by_day,
+        "curve": {
+            count: metrics_of(args.study, args.seeds[0], name, test_list)
+            for count, name in curve.items()
+        },
+    }
+    tables = [
+        markdown_table(arm_rows(args, names, comparisons, by_day)),
+        f"Recalls are at {WORKING_POINT} false positives per image. AP by day of the start: "
+        f"{mean_and_deviation(by_day.get(START, []))}.",
+        markdown_table(difference_rows(names, comparisons)),
+    ]
+    print_and_save("\n\n".join(tables), figures, args.json)
+
+
+if __name__ == "__main__":
+    run(main)
