@@ -39,6 +39,7 @@ from cmkd.runtime.files import (
 from cmkd.runtime.parallel import parallel_map
 from cmkd.simulator.brightness import brightness_for, frames_to_measure, visible_by_brightness
 from cmkd.simulator.cameras import gated_camera, rgb_camera
+from cmkd.simulator.hard_slices import hardened, with_hard_materials
 from cmkd.simulator.labels import label_lines
 from cmkd.simulator.rendering import PlannedFrame, plan_frames, render
 from cmkd.simulator.scene import CONDITIONS
@@ -94,6 +95,7 @@ def make_data_set(out: Path, parameters: dict[str, Any], workers: int) -> list[P
         seed=parameters["seed"],
         size=tuple(parameters["size"]),
         misaligned=parameters["misalignment"],
+        hard=bool(parameters["hard_slices"]),
         brightness=state["light"],
         out=out,
     )
@@ -129,6 +131,7 @@ def write_frame(
     seed: int,
     size: tuple[int, int],
     misaligned: bool,
+    hard: bool,
     brightness: float,
     out: Path,
 ) -> None:
@@ -139,7 +142,13 @@ def write_frame(
     view = render(frame, seed, size, misaligned)
     factor = np.float32(1.0 if view.scene.condition.day else brightness)
     rgb = rgb_camera(view.scene, view.reflected * factor + view.emitted, view.rng)
-    gated = gated_camera(view.scene, view.gated_raster, view.rng)
+    raster = view.gated_raster
+    if hard:
+        rng = np.random.default_rng([seed, 3, frame.recording, frame.moment])
+        raster = with_hard_materials(view.scene, raster, rng)
+    gated = gated_camera(view.scene, raster, view.rng)
+    if hard:
+        gated = hardened(gated, rng)
     lines = label_lines(view, rgb, gated)
     for folder, image in zip(IMAGE_FOLDERS, (rgb, *gated), strict=True):
         save_png(image, out / folder / f"{frame.name}.png", flush=False)
@@ -355,6 +364,12 @@ def parse_arguments() -> argparse.Namespace:
         help="the RGB camera is beside the gated one and 21 ms later (default: yes)",
     )
     parser.add_argument(
+        "--hard-slices",
+        action="store_true",
+        help="gated slices as hard as real ones: dark clothes, bright clutter, glare, more noise, "
+        "slices a few pixels apart (default: clean ones)",
+    )
+    parser.add_argument(
         "--seed",
         type=at_least(0),
         default=0,
@@ -399,6 +414,7 @@ def main() -> None:
         "misalignment": args.misalignment,
         "seed": args.seed,
         "unlabelled": args.unlabelled,
+        "hard_slices": args.hard_slices or None,  # None is also what older folders have
     }
     try:
         frames = make_data_set(args.out, parameters, args.workers)
