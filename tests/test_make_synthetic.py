@@ -10,11 +10,12 @@ import pytest
 from conftest import ROOT, run_here, run_script, the_error
 from PIL import Image
 
-from cmkd.frames.annotations import read_labels
-from cmkd.frames.layout import IMAGE_FOLDERS
+from cmkd.frames.annotations import read_labels, to_pixels
+from cmkd.frames.layout import IMAGE_FOLDERS, label_file
 from cmkd.frames.tone import NIGHT_CURVE, tone
 from cmkd.simulator.brightness import BRIGHTNESSES, visible_by_brightness
 from cmkd.simulator.cameras import backscatter, gated_camera, range_profiles, rgb_camera, rgb_light
+from cmkd.simulator.hard_slices import moved_by
 from cmkd.simulator.labels import (
     VISIBLE_CONTRAST,
     Surroundings,
@@ -659,3 +660,45 @@ def test_finished_data_is_left_as_it_is(few):
     }
     simulate(few, *FEW)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_hard_slices_change_the_slices_alone(data, tmp_path):
+    """People are darker in them and what is around them brighter; RGB and boxes stay."""
+    out = tmp_path / "hard"
+    simulate(out, *SAME_PLACES, "--hard-slices")
+    clean, hard = contents(data), contents(out)
+    for name in names(out, "train_night"):
+        assert clean[f"images/{name}.png"] == hard[f"images/{name}.png"]
+        lines = [one[f"gated_labels/{name}.txt"].decode().splitlines() for one in (clean, hard)]
+        boxes = [[line.split()[:8] for line in part] for part in lines]
+        assert boxes[0] == boxes[1]
+    brightness = {folder: {"people": [], "elsewhere": []} for folder in (data, out)}
+    for folder, values in brightness.items():
+        for name in names(data, "train_clear_night"):
+            image = np.array(Image.open(folder / f"gated0/{name}.png")).astype(float)
+            inside = np.zeros(image.shape, bool)
+            for label in read_labels(label_file(folder, name)):
+                if label.name == "Pedestrian":
+                    x0, y0, x1, y1 = to_pixels(label.box, *SIZE)
+                    inside[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1] = True
+            values["people"] += image[inside].tolist()
+            values["elsewhere"] += image[~inside].tolist()
+    means = {
+        folder: {where: np.mean(each) for where, each in values.items()}
+        for folder, values in brightness.items()
+    }
+    assert means[out]["people"] < 0.8 * means[data]["people"]
+    assert means[out]["elsewhere"] > means[data]["elsewhere"]
+    for workers in (1, 2):
+        run_script(
+            "make_synthetic.py",
+            *("--out", tmp_path / f"few{workers}", *FEW, "--hard-slices", "--workers", workers),
+        )
+    assert contents(tmp_path / "few1") == contents(tmp_path / "few2")
+
+
+def test_a_moved_slice_repeats_its_edge():
+    image = np.arange(12.0).reshape(3, 4)
+    assert np.array_equal(moved_by(image, 1, -1)[1:, :-1], image[:-1, 1:])
+    assert np.array_equal(moved_by(image, 1, -1)[0], moved_by(image, 0, -1)[0])
+    assert np.array_equal(moved_by(image, 0, 0), image)
