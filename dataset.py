@@ -222,8 +222,11 @@ class SeeingThroughFog(Dataset):
         gigabytes = self.cache.bytes / 1e9
         print(f"--cache {kind}: {len(self)} frames in {gigabytes:.2f} GB, {self.cache.file}")
 
-    def ground_truth(self) -> dict[str, list]:
+    def ground_truth(self, clipped: bool = True) -> dict[str, list]:
         """All frames and boxes as a COCO dictionary, from labels and image headers.
+
+        Boxes end at the image's edge; not `clipped`, they are as labelled, which is how the
+        published code evaluated.
 
         Boxes are x, y, width, height. An ignore region is a crowd of every category: a detection on
         it counts neither as right nor as wrong. `visible_rgb` and `visible_gated` say who is
@@ -235,7 +238,7 @@ class SeeingThroughFog(Dataset):
         for index, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True)):
             width, height = size
             images.append({"id": index, "file_name": name, "width": width, "height": height})
-            boxes, labels, objects = scale_boxes(self.objects[index], width, height)
+            boxes, labels, objects = scale_boxes(self.objects[index], width, height, clipped)
             for (x0, y0, x1, y1), label, one in zip(
                 boxes.tolist(), labels.tolist(), objects, strict=True
             ):
@@ -392,16 +395,18 @@ def note_reading(reading: Tensor, index: int) -> None:
         reading[worker.id] = torch.tensor([os.getpid(), index])
 
 
-def scale_boxes(objects: np.ndarray, width: int, height: int) -> tuple[Tensor, Tensor, np.ndarray]:
+def scale_boxes(
+    objects: np.ndarray, width: int, height: int, clipped: bool = True
+) -> tuple[Tensor, Tensor, np.ndarray]:
     """Boxes in pixels of a width x height image, labels, and the objects they are from.
 
-    Boxes float32 `[N, 4]` are clipped to the image; those without area are left out. Labels are
+    Boxes float32 `[N, 4]` are `clipped` to the image; those without area are left out. Labels are
     int64 `[N]`.
     """
     limits = torch.tensor([width, height, width, height], dtype=torch.float64)
     label_space = torch.tensor([LABEL_WIDTH, LABEL_HEIGHT, LABEL_WIDTH, LABEL_HEIGHT])
     boxes = torch.from_numpy(objects["box"]) * limits / label_space
-    boxes = boxes.clamp(min=0).minimum(limits).float()
+    boxes = (boxes.clamp(min=0).minimum(limits) if clipped else boxes).float()
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     labels = torch.from_numpy(objects["label"])[has_area]
     return boxes[has_area], labels, objects[has_area.numpy()]

@@ -23,6 +23,7 @@ from cmkd.evaluation.pipeline import (
     roles,
     with_conditions,
 )
+from cmkd.evaluation.published import FOLDER, paper_rows, published_weights
 from cmkd.evaluation.tables import (
     comparison_rows,
     comparison_title,
@@ -39,6 +40,7 @@ from cmkd.runtime.files import refuse_unwritable, save_json
 from utils import NetworkParser
 
 WEIGHTS = "weights/cmkd_adv.pth"
+PUBLISHED_SIZES = 500, 1333  # px: the shorter side, the longer side at most
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,6 +51,12 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=[Path(WEIGHTS)],
         help=f"trained weights (default: {WEIGHTS})",
+    )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="the checkpoints in weights/published, in float32 and with boxes that are not clipped "
+        "to the image, as the published code evaluated them, beside the paper's figures",
     )
     parser.add_argument(
         "--lists",
@@ -95,7 +103,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="write COCO results; with several weights or lists one file each, named after FILE",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.published:
+        args.weights, args.amp = published_weights(FOLDER), False
+        args.min_size, args.max_size = PUBLISHED_SIZES
+    return args
 
 
 def main() -> None:
@@ -110,7 +122,10 @@ def main() -> None:
         args.ignore,
     )
     datasets = read_datasets(args.data, args.lists, detectors, classes, ignore)
-    truths = {list_name: dataset.ground_truth() for (list_name, _), dataset in datasets.items()}
+    truths = {
+        list_name: dataset.ground_truth(clipped=not args.published)
+        for (list_name, _), dataset in datasets.items()
+    }
     ignored = ignored_patterns(ignore)
     print(f"classes {' | '.join(classes)}, ignored: {' '.join(ignored) or 'nothing'}")
     if args.detections:
@@ -128,6 +143,10 @@ def main() -> None:
     metrics = evaluate_lists(truths, found)
     for rows in metrics_tables(metrics, truths).values():
         print(text_table(rows, text_columns=2), end="\n\n")
+    if args.published:
+        print("as the published code evaluated: float32, boxes not clipped to the image, 500 px")
+        weights = dict(zip(detectors, args.weights, strict=True))
+        print(text_table(paper_rows(weights, metrics, args.data), text_columns=2), end="\n\n")
     comparisons = {}
     if len(detectors) > 1:
         comparisons = compare_lists(detectors, truths, found, args.draws, args.seed)
