@@ -56,8 +56,11 @@ from cmkd.runtime.failures import prepare_for_workers, share, start_worker
 from cmkd.runtime.files import UserError
 from utils import refuse_unlabelled_misuse
 
-FOLDERS_OF = {"rgb": (RGB_FOLDER,), "rgb+gated": (RGB_FOLDER, *GATED_FOLDERS)}
-MODALITY_OF = {3: "rgb", 6: "rgb+gated"}  # by the channels that a network takes
+FOLDERS_OF = {
+    "rgb": (RGB_FOLDER,),
+    "rgb+gated": (RGB_FOLDER, *GATED_FOLDERS),
+    "gated": GATED_FOLDERS,
+}
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]  # images and targets of `SeeingThroughFog`
 
@@ -213,7 +216,8 @@ class SeeingThroughFog(Dataset):
             )
         [(width, height)] = sizes
         size = training_size(height, width, min_size, max_size)
-        channels = len(self.folders) + 2  # RGB is one file and three channels
+        # RGB is one file and three channels.
+        channels = len(self.folders) + 2 * (RGB_FOLDER in self.folders)
         shape = (len(self), channels, *size)
         with self._progress("opening the cache") as indices:
             files = (file for index in indices for file in self.image_files(index))
@@ -305,16 +309,18 @@ class SeeingThroughFog(Dataset):
         return pack(trained + ignored)
 
     def _decode(self, index: int) -> Tensor:
-        rgb_file, *slice_files = self.image_files(index)
-        image = read_rgb(rgb_file)
-        height, width = image.shape[-2:]
-        slices = [read_slice(file) for file in slice_files]
-        for file, one in zip(slice_files, slices, strict=True):
+        files = self.image_files(index)
+        images = [
+            read_rgb(file) if folder == RGB_FOLDER else read_slice(file)
+            for folder, file in zip(self.folders, files, strict=True)
+        ]
+        height, width = images[0].shape[-2:]
+        for file, one in zip(files, images, strict=True):
             own_height, own_width = one.shape[-2:]
             if (own_height, own_width) != (height, width):
                 sizes = (own_width, own_height), (width, height)
-                raise UserError(other_size_message(file, rgb_file, *sizes))
-        return torch.cat([image, *slices])
+                raise UserError(other_size_message(file, files[0], *sizes))
+        return torch.cat(images)
 
     def _refuse_unknown_classes(self) -> None:
         """A class that is neither official nor in any label of the folder is probably a typo."""

@@ -29,7 +29,7 @@ from cmkd.runtime.files import UserError, append_record, refuse_unwritable
 from cmkd.runtime.weights import sha256_of
 from cmkd.viewing.contact_sheet import save_picture
 from cmkd.viewing.label_sheet import label_sheet
-from dataset import MODALITY_OF, SeeingThroughFog, make_loader
+from dataset import SeeingThroughFog, make_loader
 from models import Detector
 from utils import NetworkParser
 
@@ -348,7 +348,7 @@ def main() -> None:
     journal = check_input(args)
     detectors, classes, ignore = load_comparable([args.weights])
     [detector] = detectors.values()
-    modality = MODALITY_OF[detector.settings["channels"]]
+    modality = detector.settings["modality"]
     frames = SeeingThroughFog(args.data, args.list, modality, classes, ignore, labels=None)
     own = indices_of_part(args, frames)
     val_set = None

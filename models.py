@@ -32,6 +32,9 @@ RGB_MEAN, RGB_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 GATED_MEAN, GATED_STD = 0.406, 0.225
 # A batch is padded to multiples of this many px; more for torch.compile, so it meets few shapes.
 PADDING, COMPILED_PADDING = 32, 128
+# What a network sees, by its channels. The 3 channels of `gated` are known by the settings alone.
+MODALITY_OF = {3: "rgb", 6: "rgb+gated"}
+GATED_ALONE = "gated"
 
 
 class FrozenNorm(FrozenBatchNorm2d):
@@ -146,7 +149,8 @@ class Detector(FasterRCNN):
     `rois` regions of each frame train the box head; in evaluation it classifies `proposals`. The
     best `candidates` of each level reach non-maximum suppression; None is torchvision's default,
     2000 in training and 1000 in evaluation. A batch is padded to multiples of `padding` px.
-    `compiled`: torch.compile for the backbone, and padding to multiples of 128 px.
+    `compiled`: torch.compile for the backbone, and padding to multiples of 128 px. `modality` is
+    what the channels are: `rgb`, `rgb+gated`, or `gated`, which has the three slices alone.
 
     Under autocast backbone and heads compute in bfloat16; losses and boxes stay in float32.
     """
@@ -166,6 +170,7 @@ class Detector(FasterRCNN):
         compiled: bool = False,
         machine_weight: float = 1.0,
         machine_boxes: bool = True,
+        modality: str | None = None,
     ) -> None:
         extractor = resnet_fpn_backbone(
             backbone_name=backbone, weights=None, norm_layer=NORMS[norm], trainable_layers=5
@@ -173,14 +178,16 @@ class Detector(FasterRCNN):
         extractor.body.conv1 = nn.Conv2d(
             channels, 64, kernel_size=7, stride=2, padding=3, bias=False
         )
-        gated = channels - 3
+        modality = modality or MODALITY_OF.get(channels, f"{channels} channels")
+        rgb = 0 if modality == GATED_ALONE else 3
+        gated = channels - rgb
         super().__init__(
             extractor,
             num_classes,
             min_size=min_size,
             max_size=max_size,
-            image_mean=RGB_MEAN + gated * [GATED_MEAN],
-            image_std=RGB_STD + gated * [GATED_STD],
+            image_mean=RGB_MEAN[:rgb] + gated * [GATED_MEAN],
+            image_std=RGB_STD[:rgb] + gated * [GATED_STD],
             box_batch_size_per_image=rois,
             rpn_pre_nms_top_n_train=candidates or 2000,
             rpn_pre_nms_top_n_test=candidates or 1000,
@@ -200,6 +207,7 @@ class Detector(FasterRCNN):
         self.machine_weight, self.machine_boxes = machine_weight, machine_boxes
         self.settings = {
             "channels": channels,
+            "modality": modality,
             "num_classes": num_classes,
             "backbone": backbone,
             "norm": norm,
@@ -277,10 +285,20 @@ class Detector(FasterRCNN):
         return {**box_losses, **proposal_losses}
 
     def features(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """P2..P5 by transform and backbone alone, without region proposal network and heads."""
-        batch, _ = self.transform(unit_range(images))
+        """P2..P5 by transform and backbone alone, without region proposal network and heads.
+
+        Of images with RGB and slices, the network takes the channels that it sees.
+        """
+        batch, _ = self.transform(unit_range(self.seen(images)))
         features = self.backbone(batch.tensors)
         return {level: features[level] for level in LEVELS}
+
+    def seen(self, images: list[Tensor]) -> list[Tensor]:
+        """The channels that the network sees, of images that may have RGB and slices."""
+        channels = self.settings["channels"]
+        if self.settings["modality"] == GATED_ALONE:
+            return [image[-channels:] for image in images]
+        return [image[:channels] for image in images]
 
 
 def of_frames(maps: Tensor, frames: list[int]) -> Tensor:
@@ -310,13 +328,12 @@ def build_detector(
     backbone: str = "resnet50",
     init: str = "coco",
     stem: str = "reinit",
-    **options: float | None,
+    **options: Any,
 ) -> Detector:
     """A detector ready for training.
 
-    `options`: `min_size`, `max_size`, `rois`, `proposals`, `candidates`, `compiled`,
-    `machine_weight`, `machine_boxes` of `Detector`. `init`: `coco` (resnet50 only), `imagenet`
-    (backbone only), `none`, or a checkpoint file. Pretrained networks get FrozenBatchNorm with eps
+    `options` are those of `Detector`. `init`: `coco` (resnet50 only), `imagenet` (backbone only),
+    `none`, or a checkpoint file. Pretrained networks get FrozenBatchNorm with eps
     0.0, as torchvision gives its COCO weights; a network from random weights gets a trainable norm.
     `stem`: `reinit` re-initialises the first convolution whatever its shape (as published);
     `inflate` keeps the pretrained kernels and makes those for other channels from them (`inflate`).
@@ -332,7 +349,7 @@ def build_detector(
     if stem == "reinit":
         pretrained.pop(STEM, None)
     else:
-        pretrained[STEM] = inflate(pretrained[STEM], channels)
+        pretrained[STEM] = inflate(pretrained[STEM], channels, detector.settings["modality"])
     own = detector.state_dict()
     fitting = {
         name: value
@@ -379,25 +396,38 @@ def load_detector(
         candidates=settings.get("candidates"),
         padding=settings.get("padding", PADDING),
         compiled=compiled,
+        modality=modality_of(settings, state[STEM].shape[1], file),
     )
     refuse_mismatch(detector.state_dict(), state, file)
     detector.load_state_dict(state)
     return detector
 
 
-def load_teacher(file: Path, min_size: int, max_size: int, compiled: bool = False) -> Detector:
-    """A frozen 6-channel detector in evaluation mode, at the student's image size and padding.
+def modality_of(settings: dict[str, Any], channels: int, file: Path) -> str | None:
+    """What the settings beside weights say that they see; None if they say nothing.
 
-    So the features of both have the same shapes. Raises `WeightsError`.
+    Raises `WeightsError` if that does not fit the channels.
+    """
+    modality = settings.get("modality")
+    if modality not in (None, MODALITY_OF.get(channels), *([GATED_ALONE] * (channels == 3))):
+        raise WeightsError(f"{file} takes {channels} channels, but its JSON says {modality!r}")
+    return modality
+
+
+def load_teacher(file: Path, min_size: int, max_size: int, compiled: bool = False) -> Detector:
+    """A frozen detector that sees gated slices, in evaluation mode.
+
+    At the student's image size and padding, so the features of both have the same shapes. Raises
+    `WeightsError`.
     """
     if not Path(file).is_file():
         raise WeightsError(f"{file} is missing: run train_teacher.py first, or pass --teacher FILE")
     teacher = load_detector(file, min_size, max_size, compiled)
     teacher.transform.size_divisible = COMPILED_PADDING if compiled else PADDING
-    if teacher.settings["channels"] != 6:
+    if "gated" not in teacher.settings["modality"]:
         raise WeightsError(
             f"{file} takes {teacher.settings['channels']} channels, a teacher takes 6 (RGB and "
-            "three gated slices): pass --teacher FILE"
+            "three gated slices) or, with its JSON, the slices alone: pass --teacher FILE"
         )
     settings = read_settings(Path(file))
     for name, used in (("min_size", min_size), ("max_size", max_size)):
@@ -463,13 +493,15 @@ def freeze_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def inflate(kernels: Tensor, channels: int) -> Tensor:
+def inflate(kernels: Tensor, channels: int, modality: str = "") -> Tensor:
     """Kernels of the first convolution for another number of channels: `[64, channels, 7, 7]`.
 
-    From RGB to more: each gated channel gets the mean over R, G and B. From more to RGB: each of R,
-    G and B gets a third of the gated channels' sum, so an image that is the same in all channels
-    keeps its response.
+    From RGB to more: each gated channel gets the mean over R, G and B. To slices alone: each gets
+    it. From more to RGB: each of R, G and B gets a third of the gated channels' sum, so an image
+    that is the same in all channels keeps its response.
     """
+    if modality == GATED_ALONE:
+        return kernels.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
     if kernels.shape[1] == channels:
         return kernels
     rgb, gated = kernels.tensor_split([3], dim=1)

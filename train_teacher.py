@@ -16,16 +16,25 @@ from utils import detector_options, seed_everything, training_parser
 
 
 def main() -> None:
-    args = training_parser("teacher", __doc__).parse_args()
+    parser = training_parser("teacher", __doc__)
+    parser.add_argument(
+        "--input",
+        choices=["rgb+gated", "gated"],
+        default="rgb+gated",
+        help="what the teacher sees (published: rgb+gated)",
+    )
+    args = parser.parse_args()
     seed_everything(args.seed)
 
     # Data
-    train_loader = training_loader(args, "rgb+gated")
-    val_set = SeeingThroughFog(args.data, args.val_list, "rgb+gated", args.classes, args.ignore)
+    train_loader = training_loader(args, args.input)
+    val_set = SeeingThroughFog(args.data, args.val_list, args.input, args.classes, args.ignore)
     val_loader = make_loader(val_set, args.batch_size, args.workers)
 
     # Network
-    teacher = build_detector(6, val_set.num_classes, **detector_options(args))
+    channels = 6 if args.input == "rgb+gated" else 3
+    options = detector_options(args)
+    teacher = build_detector(channels, val_set.num_classes, modality=args.input, **options)
     teacher.to(args.device)
 
     # Loss

@@ -30,7 +30,7 @@ from cmkd.frames.annotations import DEFAULT_CLASSES
 from cmkd.runtime import hardware
 from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.weights import read_settings
-from dataset import MODALITY_OF, SeeingThroughFog, make_loader
+from dataset import SeeingThroughFog, make_loader
 from models import Detector, load_detector
 
 AIM = 1.8
@@ -45,11 +45,10 @@ PLAIN_SETTINGS = (
 )
 
 
-def open_list(args: argparse.Namespace, channels: int) -> SeeingThroughFog:
+def open_list(args: argparse.Namespace, modality: str) -> SeeingThroughFog:
     """The list, with the classes that the weights were trained on."""
     settings = read_settings(args.weights)
     classes = settings.get("classes", DEFAULT_CLASSES)
-    modality = MODALITY_OF[channels]
     return SeeingThroughFog(args.data, args.list, modality, classes, settings.get("ignore"))
 
 
@@ -58,7 +57,7 @@ class Published:
 
     def __init__(self, args: argparse.Namespace) -> None:
         ours = load_detector(args.weights)
-        dataset = open_list(args, ours.settings["channels"])
+        dataset = open_list(args, ours.settings["modality"])
         self.loader = make_loader(dataset, 1, hardware.loader_processes())
         self.device = args.device
         settings = {name: ours.settings[name] for name in PLAIN_SETTINGS}
@@ -82,7 +81,7 @@ class Ours:
     def __init__(self, args: argparse.Namespace, amp: bool) -> None:
         hardware.prepare()
         self.detector, self.amp = load_detector(args.weights).to(args.device), amp
-        dataset = open_list(args, self.detector.settings["channels"])
+        dataset = open_list(args, self.detector.settings["modality"])
         self.loader = make_loader(dataset, args.batch_size, hardware.loader_processes())
 
     def turn(self) -> Results:

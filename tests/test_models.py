@@ -15,6 +15,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d
 
+from cmkd.evaluation.pipeline import load_rgb_detector
 from cmkd.runtime.weights import STEM, WeightsError, read_settings, read_state
 from models import LEVELS, Detector, build_detector, load_detector, load_teacher
 
@@ -602,3 +603,33 @@ def test_candidates_limit_what_reaches_suppression(tmp_path):
         )
         one([torch.rand(3, 64, 96)])
     assert counts["few"] <= 5 * 5 < counts["plain"]
+
+
+def test_a_network_of_the_slices_alone(tmp_path):
+    """3 channels that its JSON calls gated: slices' mean and deviation, and the last channels."""
+    detector = Detector(3, 2, "resnet18", "frozen", 64, 128, modality="gated").eval()
+    assert detector.transform.image_mean == [0.406] * 3
+    file = saved(tmp_path, detector.state_dict())
+    assert load_detector(file).settings["modality"] == "rgb"
+    file.with_suffix(".json").write_text(json.dumps(detector.settings))
+    loaded = load_detector(file).eval()
+    assert loaded.settings == detector.settings
+    image = torch.rand(6, 64, 96)
+    wanted = detector.features([image[3:]])
+    for one in (loaded, load_teacher(file, 64, 128)):
+        found = one.features([image])
+        assert all(torch.equal(found[level], wanted[level]) for level in LEVELS)
+    with pytest.raises(WeightsError, match="needs gated slices"):
+        load_rgb_detector(file)
+    file.with_suffix(".json").write_text(json.dumps({**detector.settings, "modality": "rgb+gated"}))
+    with pytest.raises(WeightsError, match=r"takes 3 channels, but its JSON says 'rgb\+gated'"):
+        load_detector(file)
+
+
+def test_slices_alone_start_from_the_mean_of_the_colours(tmp_path):
+    rgb = small()
+    options = {"backbone": "resnet18", "init": str(saved(tmp_path, rgb.state_dict()))}
+    gated = build_detector(3, 2, stem="inflate", modality="gated", **options)
+    kernels = gated.backbone.body.conv1.weight
+    mean = rgb.backbone.body.conv1.weight.mean(dim=1)
+    assert all(torch.equal(kernels[:, channel], mean) for channel in range(3))

@@ -419,3 +419,28 @@ def test_scripts_run_from_anywhere(tmp_path, synthetic, trained):
     )
     assert done.returncode == 0, done.stderr
     assert "baseline" in done.stdout
+
+
+def test_a_teacher_of_the_slices_alone(synthetic, tmp_path):
+    """It trains, teaches, labels and is tested; the student stays an RGB detector."""
+    steps = ["--max-iterations", 2, "--no-amp"]
+    teacher = tmp_path / "teacher.pth"
+    run = ["--run-dir", tmp_path / "t"]
+    train("teacher", synthetic, tmp_path, "", "--input", "gated", *steps, *run)
+    settings = json.loads(teacher.with_suffix(".json").read_text())
+    assert (settings["channels"], settings["modality"]) == (3, "gated")
+    run = ["--run-dir", tmp_path / "s"]
+    train("cmkd_mse", synthetic, tmp_path, "", "--teacher", teacher, *steps, *run)
+    student = tmp_path / "cmkd_mse.pth"
+    options = ["--data", synthetic, "--lists", "val_night", "--workers", 0, "--draws", 2]
+    done = run_script("test.py", "--weights", student, teacher, *options)
+    assert "cmkd_mse: rgb, resnet18" in done.stdout
+    assert "teacher: gated, resnet18" in done.stdout
+    folder = synthetic / "labels_of_slices"
+    options = ["--list", "train_night", "--also-labelled", "--thresholds", 0.5, 0.1]
+    options += ["--data", synthetic, "--out", folder.name, "--workers", 0]
+    try:
+        run_script("label_frames.py", "--weights", teacher, *options)
+        assert len(list(folder.glob("*.txt"))) == 6
+    finally:
+        shutil.rmtree(folder)

@@ -20,7 +20,7 @@ from cmkd.frames.layout import condition_lists
 from cmkd.runtime import distributed
 from cmkd.runtime.files import UserError
 from cmkd.runtime.weights import WeightsError, read_settings
-from dataset import MODALITY_OF, SeeingThroughFog, make_loader
+from dataset import FOLDERS_OF, SeeingThroughFog, make_loader
 from models import Detector, load_detector
 
 Datasets = dict[tuple[str, str], SeeingThroughFog]  # by list and modality
@@ -45,9 +45,10 @@ def load_comparable(
     settings = [read_settings(file) for file in files]
     trained_on = [one.get("classes", list(DEFAULT_CLASSES)) for one in settings]
     for file, own_classes, detector in zip(files, trained_on, detectors, strict=True):
-        if (channels := detector.settings["channels"]) not in MODALITY_OF:
+        if detector.settings["modality"] not in FOLDERS_OF:
             raise WeightsError(
-                f"{file} takes {channels} channels: expected 3 (RGB) or 6 (RGB and gated)"
+                f"{file} takes {detector.settings['channels']} channels: expected 3 (RGB) or 6 "
+                "(RGB and gated)"
             )
         if own_classes != trained_on[0] and not classes:
             raise WeightsError(
@@ -75,7 +76,7 @@ def load_rgb_detector(file: Path) -> tuple[Detector, list[str]]:
     """A detector of RGB alone, in evaluation mode, and its classes. Raises `WeightsError`."""
     detectors, classes, _ = load_comparable([file])
     [detector] = detectors.values()
-    if detector.settings["channels"] != 3:
+    if detector.settings["modality"] != "rgb":
         raise WeightsError(
             f"{file} needs gated slices, but this takes RGB alone: pass a student or the baseline"
         )
@@ -88,10 +89,9 @@ def roles(detectors: dict[str, Detector]) -> tuple[str, str | None, list[str]]:
     The first RGB detector is the baseline and other RGB detectors are students; the first one with
     gated slices is the teacher. Without an RGB detector the first one is the baseline.
     """
-    rgb, gated = (
-        [title for title, detector in detectors.items() if detector.settings["channels"] == count]
-        for count in (3, 6)
-    )
+    seen = {title: detector.settings["modality"] for title, detector in detectors.items()}
+    rgb = [title for title, modality in seen.items() if modality == "rgb"]
+    gated = [title for title in seen if title not in rgb]
     return (rgb or gated)[0], gated[0] if gated else None, rgb[1:]
 
 
@@ -106,7 +106,7 @@ def read_datasets(
 
     Raises `UserError`, also for a list without anything to find.
     """
-    modalities = {MODALITY_OF[detector.settings["channels"]] for detector in detectors.values()}
+    modalities = {detector.settings["modality"] for detector in detectors.values()}
     datasets = {
         (name, modality): SeeingThroughFog(data, name, modality, classes, ignore)
         for name in lists
@@ -133,7 +133,7 @@ def detect_lists(
     found: ResultsByList = {list_name: {} for list_name, _ in datasets}
     for title, detector in detectors.items():
         settings = detector.to(device).settings
-        modality = MODALITY_OF[settings["channels"]]
+        modality = settings["modality"]
         print(f"{title}: {modality}, {settings['backbone']}, {settings['min_size']} px")
         for list_name, by_detector in found.items():
             loader = make_loader(datasets[list_name, modality], batch_size, workers)

@@ -42,6 +42,7 @@ ADDED_OPTIONS = {
     "machine_boxes": True,
     "steps_per_epoch": None,
     "decay_epochs": 5,
+    "input": "rgb+gated",
 }
 
 

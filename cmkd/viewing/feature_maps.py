@@ -18,10 +18,10 @@ BRIGHTEST = 0.995  # quantile of a level's energy; higher values have the bright
 def energy_maps(detector: Detector, image: Tensor) -> dict[str, Tensor]:
     """The root mean square over the channels of each level, `[h, w]`, without the padding.
 
-    `image` is uint8 `[6, H, W]`; the detector takes the first of its channels.
+    `image` is uint8 `[6, H, W]`; the detector takes the channels that it sees.
     """
     device = next(detector.parameters()).device
-    images = [image[: detector.settings["channels"]].to(device)]
+    images = detector.seen([image.to(device)])
     pyramid = detector.features(images)
     resized, _ = detector.transform(unit_range(images))
     [(height, width)] = resized.image_sizes
