@@ -42,9 +42,11 @@ from cmkd.frames.layout import (
     RGB_FOLDER,
     find_suffix,
     label_file,
+    list_file,
     missing_image_message,
     missing_labels_message,
     missing_machine_labels_message,
+    on_disk,
     other_size_message,
     parse_list,
     read_list,
@@ -93,7 +95,7 @@ class SeeingThroughFog(Dataset):
         labels: str | None = LABEL_FOLDER,
     ) -> None:
         self.root = Path(root)
-        self.list_file = self.root / f"{list_name}.txt"
+        self.list_file = list_file(self.root, list_name)
         self.folders = FOLDERS_OF[modality]
         self.label_folder = labels
         self.ignored = ignored_patterns(ignore)
@@ -165,7 +167,7 @@ class SeeingThroughFog(Dataset):
         """The image files of a frame, RGB first."""
         name, suffixes = self.names[index], self.suffixes[index]
         return [
-            self.root / folder / f"{name}{IMAGE_SUFFIXES[suffix]}"
+            Path(on_disk(f"{self.root / folder}/{name}{IMAGE_SUFFIXES[suffix]}"))
             for folder, suffix in zip(self.folders, suffixes, strict=True)
         ]
 

@@ -32,7 +32,14 @@ from tqdm import tqdm
 
 from cmkd.evaluation.pipeline import load_rgb_detector
 from cmkd.frames.images import read_rgb
-from cmkd.frames.layout import RGB_FOLDER, find_image, missing_image_message, parse_list, read_list
+from cmkd.frames.layout import (
+    RGB_FOLDER,
+    find_image,
+    list_file,
+    missing_image_message,
+    parse_list,
+    read_list,
+)
 from cmkd.runtime import hardware
 from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.failures import run, warn
@@ -108,15 +115,15 @@ def sample_frames(data: Path, list_name: str, count: int) -> dict[str, Tensor]:
 
     Raises `UserError`.
     """
-    list_file = data / f"{list_name}.txt"
-    names = read_list(list_file)
+    file_of_list = list_file(data, list_name)
+    names = read_list(file_of_list)
     count = min(count, len(names))
     frames: dict[str, Tensor] = {}
     for name in [names[number * len(names) // count] for number in range(count)]:
         file = find_image(data, RGB_FOLDER, name)
         if not file:
-            line = parse_list(list_file)[0][name]
-            raise UserError(missing_image_message(data, RGB_FOLDER, name, f"{list_file}:{line}"))
+            place = f"{file_of_list}:{parse_list(file_of_list)[0][name]}"
+            raise UserError(missing_image_message(data, RGB_FOLDER, name, place))
         frames[name] = read_rgb(file).permute(1, 2, 0).contiguous()
         height, width, _ = frames[name].shape
         first_height, first_width, _ = next(iter(frames.values())).shape

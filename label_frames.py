@@ -20,7 +20,7 @@ from cmkd.evaluation.pipeline import load_comparable, read_datasets
 from cmkd.evaluation.tables import text_table
 from cmkd.frames import label_exchange, machine_labels
 from cmkd.frames.annotations import Label, read_labels
-from cmkd.frames.layout import label_file, read_list, refuse_held_out_frames
+from cmkd.frames.layout import label_file, list_file, read_list, refuse_held_out_frames
 from cmkd.frames.machine_labels import HUMAN, MACHINE, Record, whose_file
 from cmkd.runtime import distributed, hardware
 from cmkd.runtime.command_line import to_float
@@ -276,7 +276,7 @@ def label_names(frames: SeeingThroughFog) -> list[str]:
 def human_labels(args: argparse.Namespace) -> dict[str, list[list[Label]]]:
     """The title and the labels of --compare-list; nothing if no list is needed or there."""
     list_name = args.compare_list or args.val_list
-    file = args.data / f"{list_name}.txt"
+    file = list_file(args.data, list_name)
     if args.thresholds and not args.compare_list and not file.is_file():
         return {}
     labels = [read_labels(label_file(args.data, name)) for name in read_list(file)]

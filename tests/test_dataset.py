@@ -20,7 +20,7 @@ from benchmarks.measure import Side
 from cmkd.evaluation.metrics import coco_metrics
 from cmkd.evaluation.predict import to_coco_results
 from cmkd.frames.annotations import CLASS_SETS, is_ignored, read_labels
-from cmkd.frames.layout import condition_lists
+from cmkd.frames.layout import IMAGE_FOLDERS, condition_lists
 from cmkd.runtime import distributed
 from cmkd.runtime.files import UserError
 from dataset import SeeingThroughFog, TrainingBatches, make_loader
@@ -582,3 +582,23 @@ def test_lists_of_a_condition(tmp_path):
     }.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(members))
     assert condition_lists(tmp_path, "val_night") == {"val_fog": ["c"], "val_snow": ["a", "b"]}
+
+
+def test_names_and_files_may_be_spelled_otherwise(tmp_path):
+    """Suffixes in lists and capitals on disk, a list by its file's name, accents in two forms."""
+    composed, decomposed = "caf\u00e9_1", "cafe\u0301_1"
+    write_frame(tmp_path, decomposed, (64, 48), label_line(box=(100, 100, 600, 600)))
+    write_frame(tmp_path, "b", (64, 48), label_line())
+    for folder, suffix in zip(IMAGE_FOLDERS, (".PNG", ".jpeg", ".tif", ".bmp"), strict=True):
+        with Image.open(tmp_path / folder / "b.png") as image:
+            image.convert("RGB").save(tmp_path / folder / f"b{suffix}")
+        (tmp_path / folder / "b.png").unlink()
+    (tmp_path / "all.txt").write_text(f"{composed}.png\nb.jpg\n")
+    dataset = SeeingThroughFog(tmp_path, "all.txt")
+    assert list(dataset.names) == [composed, "b"]
+    for image, target in dataset:
+        assert image.shape == (6, 48, 64)
+        assert len(target["boxes"]) == 1
+    assert [file.suffix for file in dataset.image_files(1)] == [".PNG", ".jpeg", ".tif", ".bmp"]
+    plain = SeeingThroughFog(tmp_path, "all")
+    assert plain.fingerprint == dataset.fingerprint

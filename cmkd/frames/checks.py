@@ -4,6 +4,7 @@ Every file of every list is read like the dataset reads it, and errors have the 
 `list_line` is the file and line of a list, like `data/train_night.txt:7`.
 """
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -163,15 +164,20 @@ def check_labels(root: Path, name: str, list_line: str) -> tuple[list[Label], li
 # ---------------------------------------------------------------------------- what lists have twice
 
 
+def same_in_all_spellings(name: str) -> str:
+    """A name without what may differ between two spellings of it."""
+    return unicodedata.normalize("NFC", name).casefold().translate(SEPARATORS)
+
+
 def similar_names(list_lines: dict[str, str]) -> list[str]:
-    """Warnings about frame names that differ only in case or separators.
+    """Warnings about frame names that differ only in case, separators or composed letters.
 
     They are probably one frame, or one recording, under two names.
     """
     warnings = []
     first: dict[str, str] = {}
     for name, list_line in list_lines.items():
-        other = first.setdefault(name.casefold().translate(SEPARATORS), name)
+        other = first.setdefault(same_in_all_spellings(name), name)
         if other != name:
             warnings.append(
                 f"{list_line}: {name!r} differs from {other!r} ({list_lines[other]}) only in case, "

@@ -5,11 +5,13 @@
     root/gated0|gated1|gated2/<name>.png     the three gated slices
     root/gated_labels/<name>.txt             KITTI-like lines (`annotations`)
 
-An image may also be a .jpg. The four images of a frame have one size, which can be any.
+An image may also be a .jpg, .tif or .bmp, in capitals too. The four images of a frame have one
+size, which can be any. Accented letters may be one character or two, in lists and on disk.
 """
 
 import contextlib
 import os
+import unicodedata
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +24,8 @@ Item = TypeVar("Item")
 RGB_FOLDER, LABEL_FOLDER = "images", "gated_labels"
 GATED_FOLDERS = ("gated0", "gated1", "gated2")
 IMAGE_FOLDERS = (RGB_FOLDER, *GATED_FOLDERS)
-IMAGE_SUFFIXES = (".png", ".jpg")  # the first that exists is read
+# The first that exists is read.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".tif", ".tiff", ".bmp")
 SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # a list with such a name needs no label files: unlabelled_night
 TRUE_LABELS = "true_labels"  # folder of the labels of simulated unlabelled frames
@@ -30,8 +33,24 @@ LONGEST_NAME = 250  # bytes; file systems take 255, with the suffix
 
 
 def frame_name(line: str) -> str:
-    """The name in a line of a list; official lists write `recording,frame`."""
-    return line.strip().replace(",", "_")
+    """The name in a line of a list, without an image's suffix.
+
+    Official lists write `recording,frame`.
+    """
+    name = line.strip().replace(",", "_")
+    suffix = next((one for one in IMAGE_SUFFIXES if name.endswith(one)), "")
+    return name.removesuffix(suffix)
+
+
+def on_disk(path: str) -> str:
+    """A file's path as the disk spells it: accented letters are one character or two."""
+    if path.isascii() or os.path.exists(path):  # noqa: PTH110 - called for every file
+        return path
+    folder, _, name = path.rpartition("/")
+    for form in ("NFC", "NFD"):
+        if os.path.exists(spelled := f"{folder}/{unicodedata.normalize(form, name)}"):  # noqa: PTH110
+            return spelled
+    return path
 
 
 def recording_of(name: str) -> str:
@@ -42,21 +61,21 @@ def recording_of(name: str) -> str:
 def find_image(root: Path, folder: str, name: str) -> Path | None:
     """The file of a frame's image in one folder of the layout, if it exists."""
     suffix = find_suffix(f"{root / folder}/{name}")
-    return root / folder / f"{name}{suffix}" if suffix else None
+    return Path(on_disk(f"{root / folder}/{name}{suffix}")) if suffix else None
 
 
 def find_suffix(stem: str) -> str | None:
     """The suffix of an image whose path without it is `stem`, if the image exists."""
     for suffix in IMAGE_SUFFIXES:
         # To make a Path takes longer than to ask for the file.
-        if os.path.isfile(f"{stem}{suffix}"):  # noqa: PTH113
+        if os.path.isfile(on_disk(f"{stem}{suffix}")):  # noqa: PTH113
             return suffix
     return None
 
 
 def label_file(root: Path, name: str, folder: str = LABEL_FOLDER) -> Path:
     """The label file of a frame in a folder of labels, whether it exists or not."""
-    return root / folder / f"{name}.txt"
+    return Path(on_disk(f"{root / folder}/{name}.txt"))
 
 
 def missing_image_message(root: Path, folder: str, name: str, list_line: str) -> str:
@@ -91,6 +110,11 @@ def other_size_message(
         f"{file} is {size[0]}x{size[1]} but {rgb_file} is {rgb_size[0]}x{rgb_size[1]}: the images "
         "of a frame must have one size and one view; prepare this frame again"
     )
+
+
+def list_file(root: Path, name: str) -> Path:
+    """The file of a list, which may be named with its suffix."""
+    return root / f"{name.removesuffix('.txt')}.txt"
 
 
 def parse_list(path: Path) -> tuple[dict[str, int], list[str]]:
@@ -140,14 +164,14 @@ def refuse_held_out_frames(root: Path, lists: list[str], *kept_apart: str) -> No
     Another frame of a recording shows the same people. `kept_apart` are further lists to be tested
     on. A frame that is in two of the lists is an error too.
     """
-    files = {root / f"{name}.txt" for name in kept_apart}
+    files = {list_file(root, name) for name in kept_apart}
     files.update(*(root.glob(f"{split}_*.txt") for split in ("val", "test")))
     held_out: dict[str, tuple[str, str]] = {}  # recording -> one of its frames, list line
     for file in sorted(files):
         for name, line in parse_list(file)[0].items():
             held_out[recording_of(name)] = (name, f"{file}:{line}")
     list_lines: dict[str, str] = {}
-    for file in (root / f"{name}.txt" for name in lists):
+    for file in (list_file(root, name) for name in lists):
         for name, line in parse_list(file)[0].items():
             if name in list_lines:
                 raise UserError(
@@ -168,7 +192,7 @@ def condition_lists(root: Path, list_name: str) -> dict[str, list[str]]:
     They are of the same split (`val_night`, `val_snow_night`), and their frames are a proper subset
     of its frames. Lists that cannot be read are left out.
     """
-    whole = set(read_list(root / f"{list_name}.txt"))
+    whole = set(read_list(list_file(root, list_name)))
     found = {}
     for file in sorted(root.glob(f"{list_name.partition('_')[0]}_*.txt")):
         with contextlib.suppress(UserError):

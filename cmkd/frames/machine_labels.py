@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cmkd.frames.annotations import DOUBTFUL, LABEL_HEIGHT, LABEL_WIDTH, Corners, clip, has_area
-from cmkd.frames.layout import IMAGE_FOLDERS, LABEL_FOLDER, label_file, parse_list
+from cmkd.frames.layout import IMAGE_FOLDERS, LABEL_FOLDER, label_file, list_file, parse_list
 from cmkd.runtime.files import UserError, append_record, save_text
 
 NOBODY, MACHINE, OUTDATED, HUMAN = "nobody", "machine", "outdated", "human"  # whose file it is
@@ -217,10 +217,10 @@ def write_labels(folder: Path, journal: Path, record: Record, texts: dict[str, s
 
 def refuse_labelled(root: Path, list_name: str) -> None:
     """Raise `UserError` if a human labelled a frame of a list."""
-    list_file = root / f"{list_name}.txt"
-    for name, line in parse_list(list_file)[0].items():
+    file = list_file(root, list_name)
+    for name, line in parse_list(file)[0].items():
         if label_file(root, name).is_file():
             raise UserError(
-                f"{list_file}:{line}: {name} has a human's labels ({label_file(root, name)}): take "
+                f"{file}:{line}: {name} has a human's labels ({label_file(root, name)}): take "
                 "it off the list, or pass --also-labelled to label it here too"
             )
