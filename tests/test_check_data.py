@@ -402,37 +402,3 @@ def test_sheet_rows_are_spread_over_lists():
     assert len(choose_frames(many, frames, SHEET_ROWS)) == SHEET_ROWS
     two = {"one": {"000": 1, "absent": 2}, "two": {"000": 1}}
     assert choose_frames(two, frames, SHEET_ROWS) == ["000"]
-
-
-# ----------------------------------------------------------------------------------------- own data
-
-
-def test_the_documented_example_of_own_data_works(tmp_path):
-    """The script of docs/data.md on RGB and smaller thermal images: its folder can be trained."""
-    [script] = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    (tmp_path / "convert.py").write_text(script)
-    rows = []
-    for drive in range(6):
-        for number in range(2):
-            name = f"drive{drive}_{number}"
-            for folder, picture in (
-                ("rgb", np.full((100, 200, 3), 90, np.uint8)),
-                ("thermal", np.full((50, 80), 10 * drive, np.uint8)),
-            ):
-                (tmp_path / folder).mkdir(exist_ok=True)
-                Image.fromarray(picture).save(tmp_path / folder / f"{name}.png")
-            rows += [f"{name},person,20,10,60,100\n"] * number
-    (tmp_path / "boxes.csv").write_text("".join(rows))
-    converted = run_here([str(tmp_path / name) for name in ("convert.py", "", "data")])
-    assert (converted.returncode, converted.stderr) == (0, "")
-    code, lines, _ = check(tmp_path / "data")
-    assert (code, problems(lines)) == (0, [])
-    assert ["train_night", "6", "3", "3", "3"] in map(str.split, lines)
-    for split in ("train", "val", "test"):
-        samples = SeeingThroughFog(tmp_path / "data", f"{split}_night", classes=["person"])
-        for image, target in samples:
-            drive, number = target["name"].removeprefix("drive").split("_")
-            assert image[:, 5, 5].tolist() == [90] * 3 + [10 * int(drive)] * 3
-            assert target["boxes"].tolist() == [[20, 10, 60, 100]] * int(number)

@@ -1,6 +1,9 @@
 """Pairs of any two cameras with labels of any format: the real command on small pictures."""
 
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from cmkd.frames.layout import label_file, read_list, recording_of
 from cmkd.frames.pairing import split_by_sequence
 from cmkd.frames.second_camera import shift_between
 from dataset import SeeingThroughFog
+from prepare_pairs import parse_arguments
 
 SIZE = 64, 48
 # Boxes of each picture in px: class, corners.
@@ -443,3 +447,29 @@ def test_a_class_of_two_words_in_kitti(source):
     assert name == "Pedestrian_sitting"
     assert box == pytest.approx((5, 6, 20, 40), abs=0.01)
     assert "does not know: Pedestrian sitting" in done.stdout
+
+
+def documented_commands():
+    text = (ROOT / "docs/data.md").read_text()
+    return [shlex.split(line) for line in re.findall(r"python prepare_pairs\.py (--[^`\n]*)", text)]
+
+
+@pytest.mark.parametrize("words", documented_commands(), ids=lambda words: words[1])
+def test_documented_commands_are_understood(words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["prepare_pairs.py", *words])
+    args = parse_arguments()
+    assert args.format in words
+
+
+def test_the_first_documented_command_runs(source, monkeypatch):
+    """From pictures and VOC files to a folder without errors, with a sheet."""
+    (source / "rgb").rename(source / "visible")
+    (source / "ir").rename(source / "infrared")
+    write_voc(source).rename(source / "Annotations")
+    monkeypatch.chdir(source)
+    done = run_here([str(ROOT / "prepare_pairs.py"), *documented_commands()[0], "--workers", "1"])
+    assert done.returncode == 0, done.stderr
+    with Image.open(source / "sheet.png") as sheet:
+        assert sheet.width > 3 * 320
+    checked = run_here([str(ROOT / "check_data.py"), str(source / "data"), "--workers", "1"])
+    assert "errors: 0" in checked.stdout
