@@ -8,7 +8,6 @@ left out.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -30,14 +29,23 @@ from cmkd.frames.layout import (
     evenly_spaced,
     label_file,
     read_list,
-    recording_of,
     save_list,
+)
+from cmkd.frames.official_lists import (
+    CHOICES,
+    FOGS,
+    RAIN,
+    choose_official,
+    condition_from_meta,
+    find_splits,
+    known_conditions,
+    rainy_frames,
 )
 from cmkd.frames.png import save_png
 from cmkd.frames.raw_images import develop
 from cmkd.frames.registration import PREPARED_SIZE, Calibration, find_calibration
 from cmkd.runtime.command_line import OneLineParser, at_least, cores, positive_float
-from cmkd.runtime.failures import run
+from cmkd.runtime.failures import run, warn
 from cmkd.runtime.files import (
     UserError,
     open_data_folder,
@@ -67,9 +75,6 @@ SUFFIX_OF_FOLDER = {
 }  # all others: .png
 CALIBRATION_FOLDERS = (".", "calibs", "calib", "calibration", "tools/DatasetViewer/calibs")
 
-CLEAR_LISTS = {split: f"{split}_clear_night" for split in ("train", "val", "test")}
-FOG_LISTS = ("light_fog_night", "dense_fog_night")
-WEATHER_LISTS = (*FOG_LISTS, "snow_night")
 REPORT = "prepare_report.json"
 BYTES_PER_FRAME = 4.5e6  # an upper estimate: a noisy RGB PNG and three slices
 
@@ -124,53 +129,7 @@ def find_parts(source: Path, needs_lidar: bool) -> dict[str, Path]:
     return {part: folders[0] for part, folders in found.items() if folders}
 
 
-def find_splits(source: Path, splits: Path | None) -> Path:
-    """The folder of the official split lists. Raises `UserError`."""
-    usual = [source / "splits", source, source.parent / "splits"]
-    for folder in [splits] if splits else usual:
-        if (folder / f"{CLEAR_LISTS['train']}.txt").is_file():
-            return folder
-    raise UserError(
-        f"no {CLEAR_LISTS['train']}.txt in {splits or source / 'splits'}: clone the data set's "
-        "repository (princeton-computational-imaging/SeeingThroughFog) and pass --splits <its "
-        "splits folder>"
-    )
-
-
 # --------------------------------------------------------------------------------- choice of frames
-
-
-def all_night(official: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The frames of all night lists by split: train, val, test. No recording is in two splits.
-
-    Clear frames keep their official split. A recording in fog or snow is in the split of the clear
-    frames of this recording, or else in the split that follows from its name.
-    """
-    frames = {split: list(official[list_name]) for split, list_name in CLEAR_LISTS.items()}
-    split_of = {recording_of(name): split for split, names in frames.items() for name in names}
-    for list_name in WEATHER_LISTS:
-        for name in official[list_name]:
-            recording = recording_of(name)
-            split = split_of.get(recording) or split_by_hash(recording)
-            frames[split].append(name)
-    return frames
-
-
-def split_by_hash(name: str) -> str:
-    """train (60 %), val (15 %) or test (25 %) for a recording, the same on every machine."""
-    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    if share < 0.60:
-        return "train"
-    return "val" if share < 0.75 else "test"
-
-
-def conditions_of_frames(official: dict[str, list[str]]) -> dict[str, str]:
-    """Frame name -> condition, like clear_night or snow_night."""
-    condition_of = {}
-    for list_name, names in official.items():
-        condition = "clear_night" if list_name in CLEAR_LISTS.values() else list_name
-        condition_of.update(dict.fromkeys(names, condition))
-    return condition_of
 
 
 def choose_lists(
@@ -181,17 +140,32 @@ def choose_lists(
     `split` is `--split`: a choice of official lists, or the user's own, which keep their names.
     Raises `UserError`.
     """
-    if split not in (["all_night"], ["clear_night"]):
-        return {Path(file).stem: read_list(Path(file)) for file in split}, {}
     folder = find_splits(source, splits)
-    list_names = (*CLEAR_LISTS.values(), *WEATHER_LISTS)
-    official = {name: read_list(folder / f"{name}.txt") for name in list_names}
-    if split == ["all_night"]:
-        frames = all_night(official)
-    else:
-        frames = {name: official[list_name] for name, list_name in CLEAR_LISTS.items()}
-    lists = {f"{name}_night": names for name, names in frames.items()}
-    return lists, conditions_of_frames(official)
+    if len(split) > 1 or split[0] not in CHOICES:
+        lists = {Path(file).stem: read_list(Path(file)) for file in split}
+        return lists, known_conditions(folder)
+    if folder is None:
+        raise UserError(
+            f"no train_clear_night.txt in {splits or source / 'splits'}: clone the data set's "
+            "repository (princeton-computational-imaging/SeeingThroughFog) and pass --splits <its "
+            "splits folder>"
+        )
+    return choose_official(split[0], folder)
+
+
+def add_conditions_from_meta(
+    names: list[str], condition_of: dict[str, str], folder: Path | None
+) -> None:
+    """Add the conditions of frames that no official list has, and say what is assumed without."""
+    unknown = [name for name in dict.fromkeys(names) if name not in condition_of]
+    for name in unknown:
+        if folder and (file := folder / f"{name}.json").is_file():
+            condition_of[name] = condition_from_meta(file)
+    if left := [name for name in unknown if not condition_of.get(name)]:
+        warn(
+            f"{len(left)} frames, like {left[0]}, are in no official list and have no meta file "
+            "that says their weather: they are taken for clear nights"
+        )
 
 
 # ---------------------------------------------------------------------------------------- one frame
@@ -266,7 +240,7 @@ class Preparer:
         """
         if self.registration == "plane":
             return self.plane, "plane"
-        if condition in FOG_LISTS:
+        if condition.startswith(FOGS):
             return self.plane, "plane, in fog"
         try:
             with np.load(self.file_of("lidar", name)) as content:
@@ -365,19 +339,22 @@ def count_label_quirks(out: Path, names: set[str]) -> Counter:
 
 
 def write_prepared_lists(
-    lists: dict[str, list[str]], condition_of: dict[str, str], out: Path
+    lists: dict[str, list[str]], condition_of: dict[str, str], rainy: set[str], out: Path
 ) -> dict[str, int]:
-    """Write the lists, one for each condition of a night list, and vis_night.
+    """Write the lists, one for each condition of a night or day list, and vis_night.
 
     Returns how many frames each has; a list without frames is not written.
     """
     written = dict(lists)
     for list_name, names in lists.items():
-        if list_name.endswith("_night"):
-            for name in names:
-                if condition := condition_of.get(name):
-                    of_condition = f"{list_name.removesuffix('night')}{condition}"
-                    written.setdefault(of_condition, []).append(name)
+        split, _, time = list_name.rpartition("_")
+        if time not in ("night", "day"):
+            continue
+        for name in names:
+            conditions = [condition_of.get(name, ""), f"{RAIN}_{time}" if name in rainy else ""]
+            for condition in dict.fromkeys(conditions):
+                if condition.endswith(f"_{time}"):
+                    written.setdefault(f"{split}_{condition}", []).append(name)
     written["vis_night"] = [
         name for name in lists.get("test_night", []) if has_person_invisible_in_rgb(out, name)
     ]
@@ -408,9 +385,9 @@ def parse_arguments() -> argparse.Namespace:
         "--split",
         nargs="+",
         default=["all_night"],
-        metavar="{all_night,clear_night,FILE}",
-        help="all night frames by recording, the official clear nights, or lists of your own, "
-        "which keep their names (default: all_night)",
+        metavar=f"{{{','.join(CHOICES)},FILE}}",
+        help="all frames of a time of day by recording, the official clear ones, or lists of your "
+        "own, which keep their names (default: all_night)",
     )
     parser.add_argument(
         "--splits",
@@ -448,6 +425,7 @@ def main() -> None:
     print(f"calibration: {calibration.source}")
     lists, condition_of = choose_lists(args.split, args.source, args.splits)
     chosen = [name for names in lists.values() for name in names]
+    add_conditions_from_meta(chosen, condition_of, folders.get("meta"))
     if args.limit:
         chosen = evenly_spaced(chosen, args.limit)
 
@@ -467,7 +445,8 @@ def main() -> None:
         list_name: [name for name in names if name in complete]
         for list_name, names in lists.items()
     }
-    lengths = write_prepared_lists(lists, condition_of, args.out)
+    rainy = rainy_frames(find_splits(args.source, args.splits))
+    lengths = write_prepared_lists(lists, condition_of, rainy, args.out)
     quirks = count_label_quirks(args.out, complete)
     report = {
         "parameters": parameters,

@@ -12,22 +12,22 @@ from PIL import Image, ImageDraw
 
 from cmkd.frames import raw_images, registration
 from cmkd.frames.layout import GATED_FOLDERS, evenly_spaced, recording_of
+from cmkd.frames.official_lists import (
+    choose_official,
+    clear_lists,
+    condition_from_meta,
+    frames_of_all_weathers,
+    weather_lists,
+)
 from cmkd.frames.tone import DAY_CURVE, NIGHT_CURVE, table_of_codes
 from cmkd.runtime.files import UserError
 from cmkd.runtime.parallel import parallel_map
-from prepare_data import (
-    CLEAR_LISTS,
-    WEATHER_LISTS,
-    Prepared,
-    Preparer,
-    all_night,
-    count_label_quirks,
-    find_parts,
-)
+from prepare_data import Prepared, Preparer, count_label_quirks, find_parts
 
 TAIL = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 False True -1 -1"
 NAMES = [f"2018-02-0{day}_10-00-00_00{frame}00" for day in (1, 2, 3) for frame in (1, 2)]
 CALIBRATION = registration.published_calibration()
+CLEAR_LISTS, WEATHER_LISTS = clear_lists("night"), weather_lists("night")
 
 
 def test_homography_and_pose_are_the_measured_ones():
@@ -217,7 +217,7 @@ def test_all_night_puts_no_recording_in_two_splits():
         WEATHER_LISTS[1]: ["test2_8"],
         WEATHER_LISTS[2]: [f"{name}9" for name in shared],
     }
-    splits = all_night(official)
+    splits = frames_of_all_weathers(official, "night")
     homes = {}
     for split, frames in splits.items():
         for name in frames:
@@ -530,3 +530,74 @@ def test_what_is_found_and_not_used_is_said(tmp_path, capsys):
     )
     assert f"gated1: {tmp_path / 'gated1_rect'} (not used: {tmp_path / 'gated1_raw'})" in out
     assert "meta: not found, not needed" in out
+
+
+def test_days_and_nights_share_no_recording_across_splits(tmp_path):
+    """A recording that has both is in the split of its night; rain is a further condition."""
+    for time in ("night", "day"):
+        for split, list_name in clear_lists(time).items():
+            names = [f"{time}_{split}_1", f"both{split}_{time}"]
+            if time == "day":  # the recording of a test night is in the day's train list
+                names.append({"train": "bothtest_x", "val": "v_1", "test": "t_1"}[split])
+            (tmp_path / f"{list_name}.txt").write_text("\n".join(names))
+        for list_name in weather_lists(time):
+            (tmp_path / f"{list_name}.txt").write_text(f"{list_name}_1")
+    lists, condition_of = choose_official("all", tmp_path)
+    assert {"bothtest_x", "bothtest_day"} <= set(lists["test_day"])
+    assert lists["train_day"][0] == "day_train_1"
+    assert condition_of["bothtest_x"] == "clear_day"
+    assert condition_of["snow_day_1"] == "snow_day"
+    split_of = {}
+    for list_name, names in lists.items():
+        for name in names:
+            split = list_name.partition("_")[0]
+            assert split_of.setdefault(recording_of(name), split) == split
+    assert choose_official("clear_day", tmp_path)[0].keys() == {"train_day", "val_day", "test_day"}
+
+
+@pytest.mark.parametrize(
+    ("content", "condition"),
+    [
+        ({"daytime": {"night": True}, "weather": {"clear": True}}, "clear_night"),
+        ({"daytime": {"day": True}, "weather": {"clear": False, "snow": True}}, "snow_day"),
+        ({"daytime": {"day": True}, "weather": {"rain": True}}, "rain_day"),
+        ({"daytime": {"night": False}, "fog": {"yes": {"denseFog": True}}}, "dense_fog_day"),
+        (
+            {"daytime": {"night": True}, "fog": {"no": True, "yes": {"denseFog": False}}},
+            "clear_night",
+        ),
+        (
+            {"daytime": {"night": True}, "precipitation": {"yes": {"snow": {"heavySnow": True}}}},
+            "snow_night",
+        ),
+        ({"weather": {"clear": True}}, ""),
+    ],
+)
+def test_the_condition_in_a_meta_file(tmp_path, content, condition):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert condition_from_meta(tmp_path / "a.json") == condition
+
+
+def test_conditions_of_own_lists_are_looked_up(download, tmp_path, copy_of):
+    """In the official lists, else in the meta file; what is assumed without either is said."""
+    root = copy_of(download)
+    (root / "splits/rain.txt").write_text(f"{NAMES[0]}\n")
+    (root / "splits/snow_night.txt").write_text(f"{NAMES[1]}\n")
+    (root / "splits/train_clear_night.txt").write_text(f"{NAMES[0]}\n")
+    for file in ("val_clear_night.txt", "test_clear_night.txt"):
+        (root / "splits" / file).write_text("x_1\n")
+    (root / "labeltool_labels").mkdir()
+    meta = {"daytime": {"night": True}, "weather": {"light_fog": True}}
+    (root / f"labeltool_labels/{NAMES[2]}.json").write_text(json.dumps(meta))
+    (tmp_path / "mine_night.txt").write_text("\n".join(NAMES[:4]))
+    done = prepare(root, tmp_path / "data", split=tmp_path / "mine_night.txt")
+    assert "1 frames, like " + NAMES[3] in done.stderr
+    assert "they are taken for clear nights" in done.stderr
+    lists = {file.stem: file.read_text().split() for file in (tmp_path / "data").glob("mine*.txt")}
+    assert lists == {
+        "mine_night": NAMES[:4],
+        "mine_clear_night": [NAMES[0]],
+        "mine_rain_night": [NAMES[0]],
+        "mine_snow_night": [NAMES[1]],
+        "mine_light_fog_night": [NAMES[2]],
+    }
