@@ -71,6 +71,7 @@ class Preset:
     nights: str = ""
     unlabelled: str = ""  # frames, and how many of them a recording has
     labelled: int = 0  # train on this many of the nights for training, if not 0
+    mixed: str = ""  # for the networks that learn from unlabelled frames too
     students: tuple[str, ...] = PUBLISHED_STUDENTS
     needs_cuda: bool = False
 
@@ -110,11 +111,12 @@ PRESETS = {
         starts_from_days=True,
         nights="1600 300 300",
         unlabelled="2400 4",
-        labelled=400,
+        labelled=100,
         size="213x128",
         students=("self_labels", "teacher_labels", "true_labels"),
         train=f"{SMALL} --batch-size 4 --epochs 6 --steps-per-epoch 200",
         start="--stem inflate",
+        mixed="--labelled-share 0.25",
     ),
     "paper": Preset(train="--no-amp", start="", needs_cuda=True),
 }
@@ -226,6 +228,7 @@ def training_jobs(
         arguments += option_words(teacher=weights_file(args.out, seed, "teacher"))
         needs.append(f"seed{seed}/teacher")
     if network.unlabelled:
+        arguments += preset.mixed.split()
         arguments += option_words(
             unlabelled_list=args.unlabelled_list, machine_labels=label_folder(seed, network)
         )
