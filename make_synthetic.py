@@ -28,7 +28,7 @@ from cmkd.frames.layout import (
     save_list,
 )
 from cmkd.frames.png import save_png
-from cmkd.runtime.command_line import OneLineParser, at_least, cores, to_float
+from cmkd.runtime.command_line import OneLineParser, at_least, cores, non_negative_float, to_float
 from cmkd.runtime.files import (
     UserError,
     exit_with_error,
@@ -63,6 +63,7 @@ DEFAULT_MIX = {
     "snow_night": 0.15,
     "dusk": 0.2,
 }
+DEFAULT_ANIMALS = 0.15
 BRIGHTNESS_WIDTH = 320  # px; who is visible hardly depends on the size of the image
 VIS_NIGHT_FRAMES = 12
 PREVIEW_TILE_WIDTH = 640  # px
@@ -96,6 +97,7 @@ def make_data_set(out: Path, parameters: dict[str, Any], workers: int) -> list[P
         size=tuple(parameters["size"]),
         misaligned=parameters["misalignment"],
         hard=bool(parameters["hard_slices"]),
+        animals=parameters["animals"] or 0.0,
         brightness=state["light"],
         out=out,
     )
@@ -132,6 +134,7 @@ def write_frame(
     size: tuple[int, int],
     misaligned: bool,
     hard: bool,
+    animals: float,
     brightness: float,
     out: Path,
 ) -> None:
@@ -139,7 +142,7 @@ def write_frame(
 
     `size` is (width, height) in pixels, `brightness` a factor on all light of the night.
     """
-    view = render(frame, seed, size, misaligned)
+    view = render(frame, seed, size, misaligned, animals)
     factor = np.float32(1.0 if view.scene.condition.day else brightness)
     rgb = rgb_camera(view.scene, view.reflected * factor + view.emitted, view.rng)
     raster = view.gated_raster
@@ -364,6 +367,13 @@ def parse_arguments() -> argparse.Namespace:
         help="the RGB camera is beside the gated one and 21 ms later (default: yes)",
     )
     parser.add_argument(
+        "--animals",
+        type=non_negative_float,
+        default=DEFAULT_ANIMALS,
+        metavar="SHARE",
+        help=f"share of places with deer, moose or wild boar (default: {DEFAULT_ANIMALS}; 0: none)",
+    )
+    parser.add_argument(
         "--hard-slices",
         action="store_true",
         help="gated slices as hard as real ones: dark clothes, bright clutter, glare, more noise, "
@@ -414,7 +424,9 @@ def main() -> None:
         "misalignment": args.misalignment,
         "seed": args.seed,
         "unlabelled": args.unlabelled,
-        "hard_slices": args.hard_slices or None,  # None is also what older folders have
+        # None is also what folders of earlier versions have.
+        "hard_slices": args.hard_slices or None,
+        "animals": args.animals or None,
     }
     try:
         frames = make_data_set(args.out, parameters, args.workers)

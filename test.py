@@ -19,12 +19,14 @@ from cmkd.evaluation.pipeline import (
     detect_lists,
     evaluate_lists,
     load_comparable,
+    metrics_by_class,
     read_datasets,
     roles,
     with_conditions,
 )
 from cmkd.evaluation.published import FOLDER, paper_rows, published_weights
 from cmkd.evaluation.tables import (
+    class_rows,
     comparison_rows,
     comparison_title,
     metrics_tables,
@@ -143,6 +145,10 @@ def main() -> None:
     metrics = evaluate_lists(truths, found)
     for rows in metrics_tables(metrics, truths).values():
         print(text_table(rows, text_columns=2), end="\n\n")
+    by_class = {}
+    if len(classes) > 1:
+        by_class = metrics_by_class(truths, found)
+        print(text_table(class_rows(by_class), text_columns=3), end="\n\n")
     if args.published:
         print("as the published code evaluated: float32, boxes not clipped to the image, 500 px")
         weights = dict(zip(detectors, args.weights, strict=True))
@@ -164,6 +170,7 @@ def main() -> None:
             "ignore": ignored,
             "amp": args.amp if detectors else None,
             "metrics": none_for_nan(metrics),
+            "by_class": none_for_nan(by_class),
             "comparison": none_for_nan(comparisons),
             "versions": hardware.versions(),
         }

@@ -158,7 +158,7 @@ def frames(tmp_path):
 def synthetic(tmp_path_factory) -> Path:
     """A simulated set of a few small frames, made by the real script."""
     root = tmp_path_factory.mktemp("synthetic") / "data"
-    options = "--frames 6 4 4 --size 160x96 --workers 2 --seed 1"
+    options = "--frames 6 4 4 --size 160x96 --workers 2 --seed 1 --animals 0"
     run_script("make_synthetic.py", "--out", root, *options.split())
     return root
 

@@ -13,6 +13,7 @@ from PIL import Image
 from cmkd.frames.annotations import read_labels, to_pixels
 from cmkd.frames.layout import IMAGE_FOLDERS, label_file
 from cmkd.frames.tone import NIGHT_CURVE, tone
+from cmkd.simulator.animals import HOUSE_FRONTS, RURAL_PLACES, SPECIES, add_animals
 from cmkd.simulator.brightness import BRIGHTNESSES, visible_by_brightness
 from cmkd.simulator.cameras import backscatter, gated_camera, range_profiles, rgb_camera, rgb_light
 from cmkd.simulator.hard_slices import moved_by
@@ -29,6 +30,7 @@ from cmkd.simulator.raster import rasterise
 from cmkd.simulator.rendering import View, deal_conditions, plan_frames, render
 from cmkd.simulator.scene import CONDITIONS, Scene, sample_scene
 from cmkd.simulator.shapes import Surface, Thing, rectangle
+from make_synthetic import DEFAULT_ANIMALS
 
 COUNTS = (24, 8, 16)
 SIZE = (161, 96)
@@ -40,8 +42,10 @@ ALL_CONDITIONS = (
     "snow_night=0.1",
     "dusk=0.2",
 )
-SAME_PLACES = ("--frames", *COUNTS, "--size", "161x96", "--seed", 3, "--mix", *ALL_CONDITIONS)
+SAME_PLACES = ("--frames", *COUNTS, "--size", "161x96", "--seed", 3, "--animals", 0)
+SAME_PLACES += ("--mix", *ALL_CONDITIONS)
 FEW = ("--frames", 6, 2, 4, "--size", "96x64", "--seed", 3, "--frames-per-recording", 2)
+FEW += ("--animals", 0)
 NIGHT = {"clear_night": 1.0}
 NO_OFFSET = np.zeros(2, int)
 
@@ -702,3 +706,91 @@ def test_a_moved_slice_repeats_its_edge():
     assert np.array_equal(moved_by(image, 1, -1)[1:, :-1], image[:-1, 1:])
     assert np.array_equal(moved_by(image, 1, -1)[0], moved_by(image, 0, -1)[0])
     assert np.array_equal(moved_by(image, 0, 0), image)
+
+
+# ------------------------------------------------------------------------------------------ animals
+
+
+def places(share, count, time=0.0):
+    """Places with animals: pairs of a scene without them and with them."""
+    pairs = []
+    for seed in range(count):
+        plain, scene = (
+            sample_scene(np.random.default_rng([seed, 1]), CONDITIONS["clear_night"], time)
+            for _ in range(2)
+        )
+        add_animals(scene, np.random.default_rng([seed, 4]), share, time)
+        pairs.append((plain, scene))
+    return pairs
+
+
+def kinds_in(scene):
+    return [thing.kind for thing in scene.things if thing.kind]
+
+
+def test_animals_are_some_more_often_where_no_house_is_and_people_stay_the_main_class():
+    with_animals, rural, people, animals = [], [], 0, 0
+    for plain, scene in places(DEFAULT_ANIMALS, 300):
+        found = [kind for kind in kinds_in(scene) if kind in SPECIES]
+        low, high = HOUSE_FRONTS
+        rural.append(not any(low < thing.distance < high for thing in plain.things))
+        with_animals.append(bool(found))
+        animals += len(found)
+        people += kinds_in(scene).count("Pedestrian")
+    assert np.mean(with_animals) == pytest.approx(DEFAULT_ANIMALS, abs=0.06)
+    assert np.mean(rural) == pytest.approx(RURAL_PLACES, abs=0.06)
+    rural, with_animals = np.array(rural), np.array(with_animals)
+    assert with_animals[rural].mean() > 2 * with_animals[~rural].mean()
+    assert people > 5 * animals
+
+
+def test_animals_change_nothing_else_and_move_on():
+    """The same animals at every time; who crosses is farther along, what stands stays."""
+    for (plain, scene), (_, later) in zip(places(1, 25), places(1, 25, 0.8), strict=True):
+        own = {id(thing) for thing in scene.things}
+        assert len(own) > len(plain.things) - 1
+        assert [thing.kind for thing in plain.things if thing.kind] == [
+            kind for kind in kinds_in(scene) if kind not in SPECIES
+        ]
+        now, then = (
+            sorted(
+                (thing.kind, thing.dimensions[1], thing.position[0], thing.velocity[0])
+                for thing in one.things
+                if thing.kind in SPECIES
+            )
+            for one in (scene, later)
+        )
+        for before, after in zip(now, then, strict=False):
+            if len(now) == len(then) and before[:2] == after[:2]:
+                assert after[2] - before[2] == pytest.approx(0.8 * before[3], abs=1e-6)
+
+
+def test_animals_have_boxes_of_their_own_class_where_they_shine(tmp_path):
+    options = ["--frames", 10, 0, 0, "--frames-per-recording", 1, "--size", "320x192"]
+    simulate(tmp_path, *options, "--mix", "clear_night=1", "--animals", 1)
+    brighter, found = [], set()
+    for name in names(tmp_path, "train_night"):
+        image = np.array(Image.open(tmp_path / f"gated0/{name}.png")).astype(float)
+        for label in read_labels(label_file(tmp_path, name)):
+            if label.name in SPECIES and label.visible_gated and label.distance < 60:
+                found.add(label.name)
+                x0, y0, x1, y1 = (round(value) for value in to_pixels(label.box, 320, 192))
+                brighter.append(image[y0:y1, x0:x1].max() > 1.5 * np.median(image))
+    assert len(found) > 1
+    assert np.mean(brighter) > 0.9
+
+
+def test_frames_without_animals_are_those_of_animals_0(few, tmp_path):
+    options = [*FEW[:-2], "--animals", 0.3]
+    simulate(tmp_path / "some", *options)
+    without, some = contents(few), contents(tmp_path / "some")
+    same = [name for name in names(few, "train_night") if f"images/{name}.png" in without]
+    changed = [name for name in same if without[f"images/{name}.png"] != some[f"images/{name}.png"]]
+    for name in same:
+        labels = some[f"gated_labels/{name}.txt"].decode()
+        has_animal = any(kind in labels for kind in SPECIES)
+        assert has_animal <= (name in changed)
+    assert len(changed) < len(same)
+    record = json.loads(some["synthetic.json"])["parameters"]
+    assert record["animals"] == 0.3
+    assert json.loads(without["synthetic.json"])["parameters"]["animals"] is None

@@ -267,6 +267,10 @@ BAD_RESULTS = {
         "result 0 has bbox [1, 2, -3, 4]: width and height must be at least 0",
     ),
     "no dictionary": ([[1]], "result 0 is no COCO result"),
+    "another list": (
+        [{**RESULT, "file_name": "other_00001_00.png"}],
+        "result 0 is on other_00001_00.png, but image 0 of the list is",
+    ),
 }
 
 
@@ -444,3 +448,25 @@ def test_a_teacher_of_the_slices_alone(synthetic, tmp_path):
         assert len(list(folder.glob("*.txt"))) == 6
     finally:
         shutil.rmtree(folder)
+
+
+def test_people_and_animals_are_two_classes(tmp_path):
+    """From simulated frames to an AP of each class, pictures and an exported detector."""
+    data, weights = tmp_path / "data", tmp_path / "baseline.pth"
+    options = ["--frames", 6, 6, 0, "--frames-per-recording", 1, "--size", "160x96", "--seed", 4]
+    run_script("make_synthetic.py", "--out", data, *options, "--animals", 1, "--workers", 2)
+    classes = ["--classes", "vru", "Deer,Moose,Boar"]
+    train("baseline", data, tmp_path, "--max-iterations 2 --no-amp", *classes)
+    options = ["--weights", weights, "--data", data, "--lists", "val_night", "--workers", 0]
+    done = run_script("test.py", *options, "--json", tmp_path / "s.json")
+    by_class = json.loads((tmp_path / "s.json").read_text())["by_class"]["val_night"]["baseline"]
+    names = ["Pedestrian+Pedestrian_is_group+RidableVehicle+RidableVehicle_is_group"]
+    names.append("Deer+Moose+Boar")
+    assert list(by_class) == names
+    metrics = json.loads((tmp_path / "s.json").read_text())["metrics"]["val_night"]["baseline"]
+    mean = sum(by_class[name]["AP"] for name in names) / 2
+    assert mean == pytest.approx(metrics["AP"], abs=1e-9)
+    assert all(f" {name} " in done.stdout for name in names)
+    pictures = ["--list", "val_night", "--data", data, "--workers", 0, "--out", tmp_path / "g.png"]
+    run_script("visualize.py", "--compare", weights, *pictures)
+    assert (tmp_path / "g.png").is_file()

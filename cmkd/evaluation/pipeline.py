@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from cmkd.evaluation.bootstrap import compare_detectors
+from cmkd.evaluation.bootstrap import average_precision, compare_detectors, rank_detections
 from cmkd.evaluation.metrics import (
     GroundTruth,
     MetricsByList,
     ResultsByList,
+    category_metrics,
     coco_metrics,
     miss_metrics,
 )
@@ -176,6 +177,27 @@ def evaluate_lists(truths: dict[str, GroundTruth], found: ResultsByList) -> Metr
         }
         for list_name, by_detector in found.items()
     }
+
+
+def metrics_by_class(
+    truths: dict[str, GroundTruth], found: ResultsByList
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """AP, AP50, MR and recall of each class, by list, detector and class."""
+    values: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for list_name, by_detector in found.items():
+        truth = truths[list_name]
+        values[list_name] = {title: {} for title in by_detector}
+        for title, results in by_detector.items():
+            for category in truth["categories"]:
+                precision = average_precision(rank_detections(truth, results, category["id"]))
+                own = category_metrics(truth, results, category["id"])
+                values[list_name][title][category["name"]] = {
+                    "AP": float(precision.mean()),
+                    "AP50": float(precision[0]),
+                    "MR": own["MR"],
+                    "recall": own["recall"],
+                }
+    return values
 
 
 def compare_lists(

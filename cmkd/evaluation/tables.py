@@ -15,6 +15,7 @@ from cmkd.evaluation.metrics import (
     ResultsByList,
     none_for_nan,
 )
+from cmkd.frames.layout import frame_name
 from cmkd.runtime.files import UserError, read_json, save_json, save_text
 from cmkd.runtime.hardware import versions
 
@@ -53,7 +54,7 @@ def read_results(file: Path, truths: dict[str, GroundTruth]) -> ResultsByList:
     results = read_json(file, expected)
     if not isinstance(results, list):
         raise UserError(f"{file} holds a {type(results).__name__}: {expected}")
-    images = {image["id"] for image in truth["images"]}
+    images = {image["id"]: image["file_name"] for image in truth["images"]}
     categories = {category["id"]: category["name"] for category in truth["categories"]}
     for index, result in enumerate(results):
         if problem := problem_of(result, images, categories):
@@ -61,7 +62,7 @@ def read_results(file: Path, truths: dict[str, GroundTruth]) -> ResultsByList:
     return {list_name: {file.stem: results}}
 
 
-def problem_of(result: Any, images: set[int], categories: dict[int, str]) -> str:
+def problem_of(result: Any, images: dict[int, str], categories: dict[int, str]) -> str:
     """Why a value is not a result for these images and categories; empty if it is one."""
     if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
         return "is no COCO result: it needs image_id, category_id, bbox and score"
@@ -76,6 +77,12 @@ def problem_of(result: Any, images: set[int], categories: dict[int, str]) -> str
         return (
             f"is on image {result['image_id']!r}, which the list does not have: number the images "
             "from 0 in the order of the list, as `check_data.py --export-coco` does"
+        )
+    named = str(result.get("file_name", images[result["image_id"]]))
+    if frame_name(named.rpartition("/")[2]) != images[result["image_id"]]:
+        return (
+            f"is on {named}, but image {result['image_id']} of the list is "
+            f"{images[result['image_id']]}: these are results of another list"
         )
     if type(result["category_id"]) is not int or result["category_id"] not in categories:
         known = ", ".join(f"{number} ({name})" for number, name in categories.items())
@@ -158,6 +165,17 @@ def metrics_rows(
         for title, values in by_detector.items():
             cells = [f"{values[name]:.4f}" for name in shown]
             rows.append([title, list_name, frames, *cells])
+    return rows
+
+
+def class_rows(by_class: dict[str, dict[str, dict[str, dict[str, float]]]]) -> list[list[str]]:
+    """A heading, then a row per list, detector and class (`pipeline.metrics_by_class`)."""
+    rows = [["list", "detector", "class", "AP", "AP50", "MR", "recall"]]
+    for list_name, by_detector in by_class.items():
+        for title, classes in by_detector.items():
+            for name, values in classes.items():
+                numbers = [f"{value:.4f}" for value in values.values()]
+                rows.append([list_name, title, name, *numbers])
     return rows
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.random import Generator
 
 from cmkd.frames.layout import LABEL_FOLDER, SPLITS, TRUE_LABELS, UNLABELLED
+from cmkd.simulator.animals import add_animals
 from cmkd.simulator.cameras import rgb_light
 from cmkd.simulator.raster import Raster, rasterise
 from cmkd.simulator.scene import CONDITIONS, Scene, sample_scene
@@ -84,15 +85,20 @@ class View:
     rng: Generator  # for the noise
 
 
-def render(frame: PlannedFrame, seed: int, size: tuple[int, int], misaligned: bool) -> View:
+def render(
+    frame: PlannedFrame, seed: int, size: tuple[int, int], misaligned: bool, animals: float = 0.0
+) -> View:
     """Both views of a frame. What is there depends only on seed, recording and moment.
 
     `size` is (width, height) in pixels. If not `misaligned`, the RGB camera sees what the gated one
-    sees.
+    sees. `animals` is the share of places that have some.
     """
     place = np.random.default_rng([seed, 1, frame.recording])
     texture_offset = place.integers(0, 1024, 2)
-    scene = sample_scene(place, CONDITIONS[frame.condition], frame.moment * SECONDS_BETWEEN_FRAMES)
+    time = frame.moment * SECONDS_BETWEEN_FRAMES
+    scene = sample_scene(place, CONDITIONS[frame.condition], time)
+    if animals:
+        add_animals(scene, np.random.default_rng([seed, 4, frame.recording]), animals, time)
     gated_raster = rasterise(scene, size, texture_offset)
     rgb_raster = rasterise(scene, size, texture_offset, as_rgb=True) if misaligned else gated_raster
     noise = np.random.default_rng([seed, 2, frame.recording, frame.moment])

@@ -51,8 +51,13 @@ SETTINGS = (
 
 
 def simulation_job(name: str, folder: Path, size: str, frames: str, *more: str) -> Job:
-    """Simulate a data folder. `frames` are those for training, validation and test."""
-    options = option_words(frames_per_recording=1, size=size, out=folder, frames=frames.split())
+    """Simulate a data folder. `frames` are those for training, validation and test.
+
+    Without animals, so that tables stay comparable with those made before there were any.
+    """
+    options = option_words(
+        frames_per_recording=1, size=size, out=folder, frames=frames.split(), animals=0
+    )
     arguments = ["make_synthetic.py", *options, *more]
     return Job(name, arguments, folder / "synthetic.json", alone=True)
 
