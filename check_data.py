@@ -56,6 +56,9 @@ def check(root: Path, workers: int, sheet: Path | None) -> None:
         "boxes outside 1280x720": [
             warning for frame in frames.values() for warning in frame.warnings
         ],
+        "label lines that occur twice": [
+            copy for frame in frames.values() for copy in frame.copies
+        ],
         "similar names": similar_names(list_lines),
         "recordings in two splits": shared_recordings,
         "FRAMES IN TWO SPLITS": shared_frames,
@@ -91,7 +94,12 @@ def export(args: argparse.Namespace) -> None:
     )
     truth = dataset.ground_truth()
     if args.export_coco:
-        save_json(truth, args.export_coco)
+        # Other tools open what file_name says.
+        images = [
+            {**image, "file_name": dataset.image_files(index)[0].name}
+            for index, image in enumerate(truth["images"])
+        ]
+        save_json({**truth, "images": images}, args.export_coco)
     else:
         for path, text in yolo_files(truth).items():
             save_text(text, args.export_yolo / path)

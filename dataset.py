@@ -31,6 +31,7 @@ from cmkd.frames.annotations import (
     ignored_patterns,
     is_ignored,
     read_labels,
+    without_copies,
 )
 from cmkd.frames.cache import FrameCache, training_size
 from cmkd.frames.compact import Names, Ragged, pack, seen, sureness
@@ -93,6 +94,7 @@ class SeeingThroughFog(Dataset):
         ignore: list[str] | None = None,
         flip: bool = False,
         labels: str | None = LABEL_FOLDER,
+        keep_copies: bool = False,
     ) -> None:
         self.root = Path(root)
         self.list_file = list_file(self.root, list_name)
@@ -117,11 +119,14 @@ class SeeingThroughFog(Dataset):
         with self._progress("finding images") as indices:
             self.suffixes = np.array([self._find_images(index) for index in indices], np.uint8)
         self.present_classes: set[str] = set()
+        self.keep_copies, self.copies = keep_copies, 0
         if labels is None:
             self.objects = Ragged(pack([]) for _ in self.names)
         else:
             with self._progress("reading labels") as indices:
                 self.objects = Ragged(self._read_objects(index) for index in indices)
+        if self.copies:
+            print(f"{self.list_file}: {self.copies} label lines that occur twice are left out")
         if labels == LABEL_FOLDER:
             self._refuse_unknown_classes()
         self._refuse_ignored_entries()
@@ -303,6 +308,10 @@ class SeeingThroughFog(Dataset):
             by_hand = self.labelled_by == "human"
             message = missing_labels_message if by_hand else missing_machine_labels_message
             raise UserError(message(file, self._place(index))) from None
+        if not self.keep_copies:
+            different = without_copies(labels)
+            self.copies += len(labels) - len(different)
+            labels = different
         self.present_classes.update(label.name for label in labels)
         trained = [
             (self.label_of[label.name], label) for label in labels if label.name in self.label_of

@@ -69,7 +69,6 @@ from cmkd.frames.second_camera import (
     read_homography,
     shift_between,
     to_eight_bits,
-    upright,
 )
 from cmkd.runtime.command_line import OneLineParser, at_least, cores, to_float
 from cmkd.runtime.failures import run, warn
@@ -117,38 +116,38 @@ def prepare(
 ) -> Done:
     """Write a frame, the labels last: a frame with labels is complete. Raises `UserError`."""
     counts: Counter[str] = Counter()
-    rgb = open_picture(task.pair.rgb)
+    rgb = open_picture(task.pair.rgb, args.colour_bits)
     if bits_of(rgb) != 8:
-        raise UserError(f"{task.pair.rgb} has 16 bits: RGB must have 8")
+        raise UserError(f"{task.pair.rgb} is grey with 16 bits: RGB must have 8, or be colour")
     if task.size and task.size != rgb.size:
         raise UserError(
             f"{task.pair.rgb} is {rgb.width}x{rgb.height}, but its labels are of a picture of "
             f"{task.size[0]}x{task.size[1]}: these are not the pictures that were labelled"
         )
-    turned = upright(rgb)
-    place(turned, task.pair.rgb, may_be_linked(rgb, task.pair.rgb), RGB_FOLDER, task, args, counts)
+    as_it_is = may_be_linked(rgb, task.pair.rgb) and not args.colour_bits
+    place(rgb, task.pair.rgb, as_it_is, RGB_FOLDER, task, args, counts)
 
-    second = open_picture(task.pair.second)
+    second = open_picture(task.pair.second, args.colour_bits)
     is_as_it_was = may_be_linked(second, task.pair.second)
     try:
-        grey = to_eight_bits(upright(second), conversion.low_high)
+        grey = to_eight_bits(second, conversion.low_high)
     except UserError as error:
         raise UserError(f"{task.pair.second}: {error}") from None
-    if grey.size != turned.size and conversion.homography is None:
-        refuse_other_shape(task.pair, turned.size, grey.size)
-    fitting = in_view_of_rgb(grey, turned.size, conversion.homography)
+    if grey.size != rgb.size and conversion.homography is None:
+        refuse_other_shape(task.pair, rgb.size, grey.size)
+    fitting = in_view_of_rgb(grey, rgb.size, conversion.homography)
     is_as_it_was &= fitting is grey and bits_of(second) == 8
     file = place(fitting, task.pair.second, is_as_it_was, GATED_FOLDERS[0], task, args, counts)
     for folder in GATED_FOLDERS[1:]:
         link(Path("..") / GATED_FOLDERS[0] / file.name, args.out / folder / file.name)
 
-    text = "".join(label_line(one, args, turned.size, counts) for one in task.boxes)
+    text = "".join(label_line(one, args, rgb.size, counts) for one in task.boxes)
     write_atomically(
         label_file(args.out, task.name),
         lambda unfinished: unfinished.write_text(text, encoding="utf-8"),
     )
-    shift = shift_between(turned, fitting) if task.name in measured else (0.0, 0.0)
-    return Done(counts, float(ImageStat.Stat(turned.convert("L")).mean[0]), shift)
+    shift = shift_between(rgb, fitting) if task.name in measured else (0.0, 0.0)
+    return Done(counts, float(ImageStat.Stat(rgb.convert("L")).mean[0]), shift)
 
 
 def place(
@@ -292,7 +291,7 @@ def conversion_of(args: argparse.Namespace, pairs: list[Pair]) -> Conversion:
     is_deep = False
     for file in sample:
         try:
-            is_deep |= bits_of(open_picture(file)) == 16
+            is_deep |= bits_of(open_picture(file, args.colour_bits)) == 16
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
     low_high = tuple(args.second_range) if args.second_range else None
@@ -396,6 +395,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--one-based", action="store_true", help="VOC pixels are counted from 1 (default: from 0)"
+    )
+    parser.add_argument(
+        "--colour-bits",
+        type=int,
+        choices=range(9, 17),
+        metavar="N",
+        help="how many of the 16 bits of colour pictures are used",
     )
     parser.add_argument(
         "--second-range",

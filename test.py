@@ -123,7 +123,7 @@ def main() -> None:
         args.classes,
         args.ignore,
     )
-    datasets = read_datasets(args.data, args.lists, detectors, classes, ignore)
+    datasets = read_datasets(args.data, args.lists, detectors, classes, ignore, args.published)
     truths = {
         list_name: dataset.ground_truth(clipped=not args.published)
         for (list_name, _), dataset in datasets.items()

@@ -16,7 +16,7 @@ from cmkd.evaluation.metrics import (
     miss_metrics,
 )
 from cmkd.evaluation.predict import predict
-from cmkd.frames.annotations import DEFAULT_CLASSES, ignored_patterns
+from cmkd.frames.annotations import DEFAULT_CLASSES, class_groups, ignored_patterns
 from cmkd.frames.layout import condition_lists
 from cmkd.runtime import distributed
 from cmkd.runtime.files import UserError
@@ -44,7 +44,8 @@ def load_comparable(
     refuse_duplicates(files)
     detectors = [load_detector(file, min_size, max_size) for file in files]
     settings = [read_settings(file) for file in files]
-    trained_on = [one.get("classes", list(DEFAULT_CLASSES)) for one in settings]
+    settings_of = dict(zip(files, settings, strict=True))
+    trained_on = [one.get("classes") or list(DEFAULT_CLASSES) for one in settings]
     for file, own_classes, detector in zip(files, trained_on, detectors, strict=True):
         if detector.settings["modality"] not in FOLDERS_OF:
             raise WeightsError(
@@ -55,6 +56,14 @@ def load_comparable(
             raise WeightsError(
                 f"{files[0]} was trained on {' '.join(trained_on[0])} and {file} on "
                 f"{' '.join(own_classes)}: compare weights of the same classes, or pass --classes"
+            )
+        if "classes" not in settings_of[file]:
+            shown = " ".join(classes or own_classes)
+            print(f"{file}: no JSON says its classes; they are taken for {shown}")
+        elif classes and same_groups(classes) != same_groups(own_classes):
+            raise UserError(
+                f"{file} was trained on --classes {' '.join(own_classes)}, in this order, not on "
+                f"{' '.join(classes)}: pass the same, or leave --classes out"
             )
         named, known = len(classes or own_classes), detector.settings["num_classes"] - 1
         if named != known:
@@ -71,6 +80,11 @@ def load_comparable(
     if ignore is None:
         ignore = settings[0].get("ignore")
     return dict(zip(titles(files), detectors, strict=True)), classes or trained_on[0], ignore
+
+
+def same_groups(classes: list[str]) -> list[set[str]]:
+    """The label classes of each entry, in whatever order within it."""
+    return [set(group) for group in class_groups(classes)]
 
 
 def load_rgb_detector(file: Path) -> tuple[Detector, list[str]]:
@@ -102,14 +116,18 @@ def read_datasets(
     detectors: dict[str, Detector],
     classes: list[str],
     ignore: list[str] | None,
+    keep_copies: bool = False,
 ) -> Datasets:
     """Every list in every modality that a detector takes; in RGB if there is no detector.
 
-    Raises `UserError`, also for a list without anything to find.
+    `keep_copies`: label lines that occur twice count twice. Raises `UserError`, also for a list
+    without anything to find.
     """
     modalities = {detector.settings["modality"] for detector in detectors.values()}
     datasets = {
-        (name, modality): SeeingThroughFog(data, name, modality, classes, ignore)
+        (name, modality): SeeingThroughFog(
+            data, name, modality, classes, ignore, keep_copies=keep_copies
+        )
         for name in lists
         for modality in sorted(modalities or {"rgb"})
     }

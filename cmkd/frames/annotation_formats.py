@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from cmkd.frames.annotations import DOUBTFUL, Corners, has_area
+from cmkd.frames.annotations import DOUBTFUL, Corners, columns_of, has_area, what_is_shifted
 from cmkd.runtime.files import UserError, read_json, read_lines
 
 FORMATS = ("coco", "voc", "yolo", "kitti", "kaist", "cvc14")
@@ -181,14 +181,13 @@ def read_yolo(file: Path, found: Annotations, key: str, names: list[str]) -> Non
 def read_kitti(file: Path, found: Annotations, key: str) -> None:
     """A KITTI file: 15 columns, 16 with a score, after a class of one or more words."""
     for number, line in enumerate(read_lines(file, "labels"), start=1):
-        words = line.split()
-        if not words:
+        if not line.split():
             continue
-        # The class is what comes before the first number.
-        first = next((at for at, word in enumerate(words) if is_number(word)), len(words))
-        columns = [" ".join(words[:first]), *words[first:]]
+        columns = columns_of(line)
+        if shifted := what_is_shifted(columns):
+            raise UserError(f"{file}:{number}: {shifted}: a column is missing or too many")
         try:
-            if not first or len(columns) not in KITTI_COLUMNS:
+            if len(columns) not in KITTI_COLUMNS:
                 raise ValueError
             truncated, occluded = float(columns[1]), int(float(columns[2]))
             corners = tuple(map(float, columns[4:8]))
@@ -281,15 +280,6 @@ def names_in_yaml(file: Path, lines: list[str]) -> list[str]:
     ):
         raise UserError(f"{file}: the names must be numbered 0, 1, 2 ...")
     return [name.strip("'\"") for _, name in found]
-
-
-def is_number(word: str) -> bool:
-    """Whether a word is a number."""
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def without_suffix(file_name: str) -> str:

@@ -14,6 +14,17 @@ LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
 LABEL_COLUMNS = (15, 16, 27)  # KITTI, KITTI with a score, Seeing Through Fog
 SCORE_COLUMN = {16: 15, 27: 18}  # by the number of columns
 NO_POSITION = -1000  # in any of the three coordinates
+SAYS_NOTHING = ((0, 0, 0), (-1, -1, -1))  # 3D positions that nobody measured
+# By column, counted from 0: what it is, and the largest number that it can be.
+KITTI_LIMITS = {
+    1: ("the truncated share", 1),
+    3: ("the angle of view", 10),
+    8: ("a height in m", 100),
+    9: ("a width in m", 100),
+    10: ("a length in m", 100),
+    14: ("an angle", 10),
+}
+KITTI_LIMITS_APPLY = (15, 16)
 VISIBLE = {"True": True, "False": False}  # any other text means unknown
 
 DEFAULT_CLASSES = ("Pedestrian,Pedestrian_is_group",)
@@ -65,19 +76,23 @@ def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
     """The objects of a label file, and what is wrong with the other lines.
 
     Columns as in Seeing Through Fog's gated_labels (27) or KITTI (15, 16): class in column 0, box
-    in columns 4-7. Lines of two-word `traffic ...` classes and boxes without width or height are
-    left out, as published. Raises `UserError` if the file cannot be read.
+    in columns 4-7. A class may have several words: it ends before the first number. Lines of
+    `traffic ...` classes and boxes without width or height are left out, as published. Raises
+    `UserError` if the file cannot be read.
     """
     labels, problems = [], []
     for number, line in enumerate(read_lines(path, "labels"), start=1):
-        columns = line.split()
-        if not columns or columns[0] == "traffic":
+        columns = columns_of(line)
+        if not columns or columns[0].split()[0] == "traffic":
             continue
         if len(columns) not in LABEL_COLUMNS:
             problems.append(
                 f"{path}:{number}: {len(columns)} columns, expected 27 (KITTI: 15 or 16): fix the "
                 "line"
             )
+            continue
+        if shifted := what_is_shifted(columns):
+            problems.append(f"{path}:{number}: {shifted}: a column is missing or too many")
             continue
         try:
             box = tuple(map(float, columns[4:8]))
@@ -100,6 +115,40 @@ def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
     return labels, problems
 
 
+def columns_of(line: str) -> list[str]:
+    """The columns of a label line; the words of the class, before the first number, are one."""
+    words = line.split()
+    first = next((index for index, word in enumerate(words) if is_number(word)), 1)
+    return [" ".join(words[:first]), *words[first:]] if first else words
+
+
+def is_number(word: str) -> bool:
+    """Whether a word is a number."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def what_is_shifted(columns: list[str]) -> str:
+    """Which of KITTI's columns has a value that it cannot have; empty if none has."""
+    if len(columns) not in KITTI_LIMITS_APPLY:
+        return ""
+    for index, (what, limit) in KITTI_LIMITS.items():
+        if is_number(columns[index]) and abs(float(columns[index])) > limit:
+            return f"column {index}, counted from 0, should be {what} and is {columns[index]}"
+    return ""
+
+
+def without_copies(labels: list[Label]) -> list[Label]:
+    """The labels without those whose class and box an earlier one has."""
+    first: dict[tuple[str, Corners], Label] = {}
+    for label in labels:
+        first.setdefault((label.name, label.box), label)
+    return list(first.values())
+
+
 def score_of(columns: list[str]) -> float | None:
     """The score in a line's columns; None if it has none."""
     try:
@@ -111,7 +160,7 @@ def score_of(columns: list[str]) -> float | None:
 def distance_to(position: list[str]) -> float | None:
     """Metres from the sensor to a 3D position x y z, whichever way the axes point.
 
-    None if it is unknown, which KITTI and Seeing Through Fog write as -1000.
+    None if it is unknown: KITTI and Seeing Through Fog write -1000, others 0 0 0 or -1 -1 -1.
     """
     try:
         x, y, z = map(float, position)
@@ -120,6 +169,8 @@ def distance_to(position: list[str]) -> float | None:
     for metres in (x, y, z):
         if not NO_POSITION < metres < math.inf:
             return None
+    if (x, y, z) in SAYS_NOTHING:
+        return None
     return math.hypot(x, y, z)
 
 

@@ -6,13 +6,13 @@ Every file of every list is read like the dataset reads it, and errors have the 
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from cmkd.frames.annotations import Label, clip, has_area, parse_labels
+from cmkd.frames.annotations import Label, clip, has_area, parse_labels, without_copies
 from cmkd.frames.images import read_rgb, read_slice
 from cmkd.frames.layout import (
     IMAGE_FOLDERS,
@@ -43,6 +43,7 @@ class CheckedFrame:
     labels: list[Label]  # boxes are clipped to label space, without those outside, as in training
     errors: list[str]
     warnings: list[str]
+    copies: list[str] = field(default_factory=list)  # of label lines
 
 
 # -------------------------------------------------------------------------------------------- lists
@@ -109,7 +110,13 @@ def read_frame(root: Path, frame: tuple[str, str]) -> CheckedFrame:
     name, list_line = frame
     labels, label_errors, warnings = check_labels(root, name, list_line)
     size, image_errors = check_images(root, name, list_line)
-    return CheckedFrame(size, labels, label_errors + image_errors, warnings)
+    copies = [
+        f"{label_file(root, name)}:{label.line}: is the same as an earlier line: remove it, "
+        "because training and test keep one"
+        for label in labels
+        if label not in without_copies(labels)
+    ]
+    return CheckedFrame(size, without_copies(labels), label_errors + image_errors, warnings, copies)
 
 
 def check_images(root: Path, name: str, list_line: str) -> tuple[tuple[int, int] | None, list[str]]:

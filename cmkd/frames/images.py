@@ -9,14 +9,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cmkd.frames.bit_depth import has_16_bits, read_16_bit_colour, refuse_other_kinds
 from cmkd.runtime.files import UserError, reason_of
 
 
 def read_rgb(path: Path) -> Tensor:
     """An 8-bit image as uint8 `[3, H, W]`. Raises `UserError`."""
     with readable(path) as image:
-        if image.mode.startswith("I"):
-            raise UserError(f"{path} has 16 bits per channel: RGB must have 8")
+        if has_16_bits(image):
+            raise UserError(
+                f"{path} has 16 bits per channel, and nothing says how many of them are used: "
+                "convert it to 8 (prepare_pairs.py --colour-bits)"
+            )
+        refuse_other_kinds(path, image)
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
@@ -29,10 +34,13 @@ def read_slice(path: Path) -> Tensor:
         if not image.tile:  # WebP, and some broken JPEGs
             raise OSError("not a whole PNG or JPEG")
         rawmode = str(image.tile[0][3])
+        refuse_other_kinds(path, image)
         if image.mode.startswith("I"):
             grey = np.array(image).astype(np.int32)
         elif rawmode.startswith("RGB") and rawmode.endswith(";16B"):
-            grey = read_16_bit_colour(image)
+            grey = read_16_bit_colour(image).sum(axis=2) // 3
+        elif ";16" in rawmode:
+            raise UserError(f"{path} has 16 bits and transparency ({rawmode}): save it without")
         else:
             return torch.from_numpy(np.array(image.convert("L")))[None]
     if grey.max() > 1023:
@@ -40,20 +48,6 @@ def read_slice(path: Path) -> Tensor:
             f"{path} has 16 bits and values up to {grey.max()}: expected 10-bit data (0..1023)"
         )
     return torch.from_numpy((grey >> 2).astype(np.uint8))[None]
-
-
-def read_16_bit_colour(image: Image.Image) -> np.ndarray:
-    """The mean of the channels of a 16-bit colour PNG, int32 `[H, W]`.
-
-    Pillow keeps one byte of each 16-bit colour value: the high one, or the low one if it is told
-    the opposite byte order. So the file is decoded twice.
-    """
-    with Image.open(image.filename) as again:
-        codec, extents, offset, rawmode = again.tile[0]
-        again.tile = [(codec, extents, offset, rawmode.replace(";16B", ";16L"))]
-        low = np.array(again.convert("RGB")).astype(np.int32)
-    high = np.array(image.convert("RGB")).astype(np.int32)
-    return (256 * high + low).sum(axis=2) // 3
 
 
 @contextlib.contextmanager

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from cmkd.frames.bit_depth import has_16_bits, read_16_bit_colour, refuse_other_kinds
 from cmkd.frames.layout import evenly_spaced
 from cmkd.runtime.files import UserError, read_lines, reason_of
 
 MEASURED = 200  # pictures that a range is measured on
 SPREAD = (0.5, 99.5)  # percentiles of a measured range
 LAYOUT_SUFFIXES = {".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg"}  # as which a file is linked
-EXIF_ORIENTATION = 0x0112
 SHIFT_WIDTH = 320  # px: pictures are compared at this width
 LARGEST_SHIFT = 0.08  # of the width
 
@@ -25,16 +25,36 @@ class Conversion:
     homography: np.ndarray | None = None  # 3x3, px of the second picture -> px of RGB
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A picture, decoded. Raises `UserError`."""
+def open_picture(path: Path, colour_bits: int | None = None) -> Image.Image:
+    """A picture, decoded; of 16-bit colour the highest 8 of its `colour_bits`.
+
+    Raises `UserError`, also for a picture that is to be turned.
+    """
     try:
         with Image.open(path) as image:
+            is_deep = has_16_bits(image)  # asked first, because to read EXIF may decode
+            refuse_other_kinds(path, image)
+            if is_deep and not image.mode.startswith("I"):
+                return from_16_bit_colour(path, image, colour_bits)
             image.load()
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} cannot be read ({reason_of(error)}): restore or remove it"
         ) from None
+
+
+def from_16_bit_colour(path: Path, image: Image.Image, bits: int | None) -> Image.Image:
+    """A picture of 8 bits. Raises `UserError` if nothing says how many bits are used."""
+    if bits is None or not image.mode.startswith("RGB"):
+        raise UserError(
+            f"{path} has 16 bits per channel, and nothing says how many of them are used: pass "
+            "--colour-bits N, such as 12"
+        )
+    values = read_16_bit_colour(image)
+    if values.max() >= 1 << bits:
+        raise UserError(f"{path} has values up to {values.max()}, more than --colour-bits {bits}")
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
 
 def bits_of(image: Image.Image) -> int:
@@ -95,16 +115,7 @@ def in_view_of_rgb(
 
 def may_be_linked(image: Image.Image, path: Path) -> bool:
     """Whether the loader reads a file as it is."""
-    return (
-        path.suffix.lower() in LAYOUT_SUFFIXES
-        and image.mode in ("L", "RGB")
-        and image.getexif().get(EXIF_ORIENTATION, 1) == 1
-    )
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF orientation says."""
-    return ImageOps.exif_transpose(image)
+    return path.suffix.lower() in LAYOUT_SUFFIXES and image.mode in ("L", "RGB")
 
 
 # ------------------------------------------------------------------------------------ registration

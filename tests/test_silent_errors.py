@@ -1,0 +1,229 @@
+"""What would give wrong results without a word: labels, pictures and classes that mislead."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, label_line, run_here, the_error, write_frame
+from PIL import Image
+
+from cmkd.evaluation.pipeline import load_comparable
+from cmkd.frames.annotations import distance_to, parse_labels
+from cmkd.frames.images import read_rgb, read_slice
+from cmkd.runtime.files import UserError
+from dataset import SeeingThroughFog
+from models import Detector
+
+KITTI = "0.00 0 0 500 200 560 400 -1 -1 -1 -1000 -1000 -1000 -10"
+
+
+def parsed(tmp_path, line):
+    (tmp_path / "a.txt").write_text(f"{line}\n")
+    return parse_labels(tmp_path / "a.txt")
+
+
+# ------------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (f"Pedestrian {KITTI}", "Pedestrian"),
+        (f"Pedestrian sitting {KITTI}", "Pedestrian sitting"),
+        (f"Pedestrian sitting {KITTI} 0.9", "Pedestrian sitting"),
+        (f"a very big dog {KITTI}", "a very big dog"),
+        (
+            label_line().replace("Pedestrian", "Pedestrian on a bench").strip(),
+            "Pedestrian on a bench",
+        ),
+    ],
+)
+def test_a_class_of_several_words_moves_no_box(tmp_path, line, name):
+    [label], problems = parsed(tmp_path, line)
+    assert problems == []
+    assert label.name == name
+    if "560" in line:
+        assert label.box == (500, 200, 560, 400)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (f"Pedestrian 7 {KITTI}", "column 1, counted from 0, should be the truncated share"),
+        (f"Pedestrian 0 {KITTI}", "should be a height in m and is 400"),
+        ("Pedestrian 0 0 500 200 560 400 -1 -1 -1 -1000 -1000 -1000 -10 1", "the angle of view"),
+        (f"Pedestrian {KITTI} 1 2", "17 columns"),
+        ("Pedestrian 0 0 0 5 6 7 8 -1 -1 -1 0 0 20 30 1", "column 14, counted from 0, should be"),
+    ],
+)
+def test_a_shifted_line_is_noticed(tmp_path, line, what):
+    labels, [problem] = parsed(tmp_path, line)
+    assert labels == []
+    assert what in problem
+
+
+def test_official_lines_stay_readable(tmp_path):
+    """Traffic lines and boxes without area are left out without a word, as published."""
+    tail = "-1 -1 -1 -1000 -1000 -1000 -1000 0 0 0 1.0 -1000 -1000 -1000 -1000 False True -1 -1"
+    lines = [f"traffic sign 0 0 -1 1 1 9 9 {tail}", f"DontCare 0 0 -1 0 0 0 0 {tail}"]
+    lines.append(f"Pedestrian 0 0 -1 1 1 9 9 {tail}")
+    [label], problems = parsed(tmp_path, "\n".join(lines))
+    assert (label.name, problems) == ("Pedestrian", [])
+
+
+@pytest.mark.parametrize(
+    "text", ["0 0 0", "-1 -1 -1", "-1000 -1000 -1000", "0.0 0 0.00", "nan 1 2"]
+)
+def test_a_position_that_says_nothing_is_unknown(text):
+    assert distance_to(text.split()) is None
+
+
+def test_positions_that_say_something():
+    assert distance_to(["0", "0", "12"]) == 12
+    assert distance_to(["-1", "-1", "-2"]) == pytest.approx(6**0.5)
+
+
+def test_a_line_that_occurs_twice_counts_once(tmp_path, capsys):
+    lines = label_line() + label_line(box=(600, 100, 700, 300))
+    write_frame(tmp_path, "a", (64, 48), lines + lines + label_line("PassengerCar"))
+    for split in ("train", "val"):
+        (tmp_path / f"{split}_night.txt").write_text("a")
+    dataset = SeeingThroughFog(tmp_path, "train_night", "rgb")
+    assert len(dataset[0][1]["boxes"]) == 2
+    assert "2 label lines that occur twice are left out" in capsys.readouterr().out
+    both = SeeingThroughFog(tmp_path, "train_night", "rgb", keep_copies=True)
+    assert len(both[0][1]["boxes"]) == 4
+    done = run_here([str(ROOT / "check_data.py"), str(tmp_path), "--workers", "1"])
+    file = tmp_path / "gated_labels/a.txt"
+    for line in (3, 4):
+        assert f"warning: {file}:{line}: is the same as an earlier line" in done.stdout
+    assert f"{file}:5" not in done.stdout
+
+
+def test_exported_names_can_be_opened(tmp_path):
+    """By torchvision's own dataset, whatever the suffix."""
+    from torchvision.datasets import CocoDetection
+
+    write_frame(tmp_path, "a", (64, 48), label_line())
+    write_frame(tmp_path, "b", (64, 48), label_line())
+    Image.open(tmp_path / "images/b.png").convert("RGB").save(tmp_path / "images/b.jpg")
+    (tmp_path / "images/b.png").unlink()
+    (tmp_path / "two.txt").write_text("a\nb")
+    command = ["check_data.py", tmp_path, "--list", "two", "--export-coco", tmp_path / "c.json"]
+    done = run_here([str(ROOT / command[0]), *map(str, command[1:])])
+    assert done.returncode == 0, done.stderr
+    opened = CocoDetection(tmp_path / "images", tmp_path / "c.json")
+    assert [image.size for image, _ in opened] == [(64, 48)] * 2
+
+
+# ----------------------------------------------------------------------------------------- pictures
+
+
+def sixteen_bit_colour(file, largest):
+    """A 16-bit colour PNG, which Pillow cannot write: by hand."""
+    import struct
+    import zlib
+
+    values = np.linspace(0, largest, 8 * 6 * 3).astype(">u2").reshape(6, 8, 3)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    head = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return values
+
+
+def test_sixteen_bit_colour_is_refused_as_rgb_and_read_as_a_slice(tmp_path):
+    values = sixteen_bit_colour(tmp_path / "a.png", 1023)
+    with pytest.raises(UserError, match="nothing says how many of them are used"):
+        read_rgb(tmp_path / "a.png")
+    wanted = values.astype(int).sum(axis=2) // 3 >> 2
+    assert np.array_equal(read_slice(tmp_path / "a.png")[0].numpy(), wanted)
+
+
+@pytest.mark.parametrize("mode", ["F", "I;16", "I"])
+def test_numbers_that_are_no_grey_levels_are_refused_as_rgb(tmp_path, mode):
+    kind = {"F": np.float32, "I;16": np.uint16, "I": np.int32}[mode]
+    file = tmp_path / ("a.png" if mode == "I;16" else "a.tif")
+    Image.fromarray(np.full((6, 8), 300, kind)).save(file)
+    with pytest.raises(UserError, match="mode F, with values from 300 to 300|16 bits"):
+        read_rgb(file)
+    if mode == "F":
+        file = file.rename(tmp_path / "named.png")
+        for read in (read_rgb, read_slice):
+            with pytest.raises(UserError, match="mode F, with values from 300 to 300"):
+                read(file)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
+def test_all_kinds_of_8_bits_are_read(tmp_path, mode):
+    image = Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode)
+    file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(file)
+    assert read_rgb(file).float().mean() > 250
+    assert read_slice(file).float().mean() > 250
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_picture_that_is_to_be_turned_is_refused(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for suffix in (".jpg", ".png"):
+        file = tmp_path / f"a{suffix}"
+        Image.new("RGB", (8, 6)).save(file, exif=exif)
+        for read in (read_rgb, read_slice):
+            with pytest.raises(UserError, match=f"EXIF orientation {orientation}"):
+                read(file)
+    exif[0x0112] = 1
+    Image.new("RGB", (8, 6)).save(tmp_path / "b.jpg", exif=exif)
+    assert read_rgb(tmp_path / "b.jpg").shape == (3, 6, 8)
+
+
+# ------------------------------------------------------------------------------------------ classes
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory):
+    """Weights of two classes with their JSON."""
+    file = tmp_path_factory.mktemp("w") / "two.pth"
+    torch.save(Detector(3, 3, "resnet18").state_dict(), file)
+    settings = {"classes": ["Pedestrian,Pedestrian_is_group", "Deer,Moose"], "min_size": 64}
+    file.with_suffix(".json").write_text(json.dumps(settings))
+    return file
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["Deer,Moose", "Pedestrian,Pedestrian_is_group"],
+        ["Pedestrian,Pedestrian_is_group", "PassengerCar"],
+        ["Pedestrian", "Deer,Moose"],
+    ],
+)
+def test_other_classes_than_trained_are_refused(two_classes, classes):
+    with pytest.raises(UserError, match="was trained on --classes .*, in this order"):
+        load_comparable([two_classes], classes=classes)
+
+
+def test_the_same_classes_are_taken(two_classes, tmp_path, capsys):
+    same = ["Pedestrian_is_group,Pedestrian", "Moose,Deer"]
+    assert load_comparable([two_classes], classes=same)[1] == same
+    alone = tmp_path / "alone.pth"
+    alone.write_bytes(two_classes.read_bytes())
+    load_comparable([alone], classes=["vru", "Deer"])
+    assert "no JSON says its classes; they are taken for vru Deer" in capsys.readouterr().out
+
+
+def test_test_py_refuses_another_order(two_classes, tmp_path):
+    write_frame(tmp_path, "a", (64, 48), label_line())
+    (tmp_path / "val_night.txt").write_text("a")
+    command = ["test.py", "--weights", two_classes, "--data", tmp_path, "--lists", "val_night"]
+    command += ["--classes", "Deer,Moose", "Pedestrian,Pedestrian_is_group"]
+    done = run_here([str(ROOT / command[0]), *map(str, command[1:])])
+    assert done.returncode == 2
+    assert "in this order" in the_error(done)
