@@ -5,11 +5,12 @@ It knows nothing of teachers, losses or discriminators: a train script passes
 same in every step.
 """
 
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import islice
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from cmkd.evaluation.metrics import coco_metrics, none_for_nan
 from cmkd.evaluation.predict import predict, progress_bar, to_device
-from cmkd.runtime import checkpoint, distributed, hardware
+from cmkd.runtime import checkpoint, claims, distributed, hardware
 from cmkd.runtime.failures import StopRequest, fetch, is_out_of_memory, warn
 from cmkd.runtime.files import UserError, append_record, reason_of, refuse_unwritable, save_json
 from cmkd.runtime.weights import save_torch, settings_file, sha256_of
@@ -192,8 +193,9 @@ def fit(
             content |= {"random_states": states, "arguments": checkpoint.comparable(arguments)}
             content |= {"threads": torch.get_num_threads()}
             checkpoint.save(options.run_dir, content)
+            claims.claim(weights, options.run_dir, options.checkpoint_minutes)
 
-    with StopRequest() as stop:
+    with StopRequest() as stop, claimed(weights, options):
         if is_first:
             append_record(log_file, start_record(arguments, settings))
         while progress.may_continue(options):
@@ -227,6 +229,17 @@ def fit(
             print(epoch_line(record))
     best = f"best AP {progress.best_AP:.4f} at epoch {progress.best_epoch}"
     print(f"{best}: {weights}; log: {log_file}")
+
+
+@contextlib.contextmanager
+def claimed(weights: Path, options: Options) -> Iterator[None]:
+    """Hold the claim on the weights file for this run. Raises `UserError`."""
+    distributed.on_first(lambda: claims.claim(weights, options.run_dir, options.checkpoint_minutes))
+    try:
+        yield
+    finally:
+        if distributed.rank() == 0:
+            claims.release(weights, options.run_dir)
 
 
 def train_one_epoch(

@@ -10,6 +10,7 @@ left out.
 import argparse
 import json
 import shutil
+import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -244,8 +245,11 @@ class Preparer:
             return self.plane, "plane, in fog"
         try:
             with np.load(self.file_of("lidar", name)) as content:
-                depth = registration.densify(content["arr_0"])
-        except (UserError, OSError, ValueError, KeyError):
+                returns = content["arr_0"]
+            folder = self.folders["lidar"]
+            refuse_other_size(folder, returns.shape[::-1], self.calibration.gated.size)
+            depth = registration.densify(returns)
+        except (UserError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return self.plane, "plane, no lidar"
         return registration.map_by_depth(self.calibration, depth), "lidar"
 
@@ -253,6 +257,7 @@ class Preparer:
         """The rectified RGB image (1024, 1920, 3) uint8."""
         file = self.file_of("rgb", name)
         with Image.open(file) as image:
+            refuse_other_size(file.parent, image.size, self.calibration.rgb.size)
             if file.suffix == ".png":
                 return np.asarray(image.convert("RGB"))
             raw = np.array(image)
@@ -264,6 +269,7 @@ class Preparer:
         """A rectified slice (768, 1280) uint8."""
         file = self.file_of(part, name)
         with Image.open(file) as image:
+            refuse_other_size(file.parent, image.size, self.calibration.gated.size)
             grey = np.array(image if image.mode.startswith("I") else image.convert("L"))
         if file.suffix == ".tiff":
             grey[:2] = 0  # the first two rows of a raw slice are not part of the image
@@ -281,6 +287,15 @@ class Preparer:
             return bool(json.loads(file.read_text(encoding="utf-8"))["daytime"]["night"])
         except (KeyError, TypeError):
             raise UserError(f"no daytime in its {file.parent.name} file") from None
+
+
+def refuse_other_size(folder: Path, size: tuple[int, ...], calibrated: tuple[int, int]) -> None:
+    """Raise `UserError` for an image whose size (width, height) is not the calibrated one."""
+    if tuple(size) != calibrated:
+        raise UserError(
+            f"{folder.name} is {'x'.join(map(str, size))}, and its calibration is of "
+            f"{calibrated[0]}x{calibrated[1]}"
+        )
 
 
 # --------------------------------------------------------------------------------------- all frames

@@ -601,3 +601,33 @@ def test_conditions_of_own_lists_are_looked_up(download, tmp_path, copy_of):
         "mine_snow_night": [NAMES[1]],
         "mine_light_fog_night": [NAMES[2]],
     }
+
+
+@pytest.mark.parametrize(
+    ("folder", "size", "reason"),
+    [
+        ("cam_stereo_left_lut/cam_stereo_left_lut", (960, 512), "960x512, and its calibration is"),
+        ("gated1_8bit", (640, 360), "gated1_8bit is 640x360, and its calibration is of 1280x720"),
+    ],
+)
+def test_a_size_that_was_not_calibrated_is_left_out(
+    download, tmp_path, copy_of, folder, size, reason
+):
+    root = copy_of(download)
+    file = root / folder / f"{NAMES[0]}.png"
+    with Image.open(file) as image:
+        image.resize(size).save(file)
+    prepare(root, tmp_path / "data", "--limit", 1)
+    report = json.loads((tmp_path / "data/prepare_report.json").read_text())
+    assert reason in report["left_out"][NAMES[0]]
+
+
+def test_damaged_lidar_falls_back_to_the_plane(download, tmp_path, copy_of):
+    root = copy_of(download)
+    lidar = root / "lidar_hdl64_strongest_gated"
+    (lidar / f"{NAMES[0]}.npz").write_bytes(b"")
+    (lidar / f"{NAMES[1]}.npz").write_bytes(b"PK\3\4 no archive")
+    np.savez(lidar / f"{NAMES[2]}.npz", np.zeros((10, 10)))
+    done = prepare(root, tmp_path / "data", "--registration", "lidar", "--limit", 6)
+    report = json.loads((tmp_path / "data/prepare_report.json").read_text())
+    assert report["frames"]["plane, no lidar"] == 3, done.stdout

@@ -1,17 +1,24 @@
 """What would give wrong results without a word: labels, pictures and classes that mislead."""
 
+import errno
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, label_line, run_here, the_error, write_frame
+from conftest import ROOT, label_line, run_here, the_error, train, write_frame
 from PIL import Image
 
 from cmkd.evaluation.pipeline import load_comparable
 from cmkd.frames.annotations import distance_to, parse_labels
 from cmkd.frames.images import read_rgb, read_slice
+from cmkd.runtime import claims, distributed, files
 from cmkd.runtime.files import UserError
+from cmkd.runtime.weights import WeightsError, read_state
+from cmkd.viewing.annotate_pictures import find_pictures, read_picture
 from dataset import SeeingThroughFog
 from models import Detector
 
@@ -227,3 +234,172 @@ def test_test_py_refuses_another_order(two_classes, tmp_path):
     done = run_here([str(ROOT / command[0]), *map(str, command[1:])])
     assert done.returncode == 2
     assert "in this order" in the_error(done)
+
+
+# ------------------------------------------------------------------------------------ two runs
+
+
+def claimed_by(tmp_path, **changes):
+    """A claim of another run on tmp_path/w.pth."""
+    weights = tmp_path / "w.pth"
+    claims.claim(weights, tmp_path / "other", 10)
+    content = json.loads(claims.claim_file(weights).read_text())
+    claims.claim_file(weights).write_text(json.dumps({**content, **changes}))
+    return weights
+
+
+def test_two_runs_do_not_share_a_weights_file(tmp_path):
+    weights = claimed_by(tmp_path)
+    with pytest.raises(
+        UserError, match=r"w.pth is being written by the run .*other .*another --out"
+    ):
+        claims.claim(weights, tmp_path / "mine", 10)
+    claims.claim(weights, tmp_path / "other", 10)  # its own run may
+    claims.release(weights, tmp_path / "mine")
+    assert claims.claim_file(weights).is_file()
+    claims.release(weights, tmp_path / "other")
+    claims.claim(weights, tmp_path / "mine", 10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"process": 2**22 + 1}, {"renewed": 0.0, "host": "elsewhere"}],
+    ids=["its process is gone", "it is old"],
+)
+def test_a_dead_runs_claim_is_void(tmp_path, changes):
+    claims.claim(claimed_by(tmp_path, **changes), tmp_path / "mine", 10)
+
+
+def test_a_live_run_on_another_machine_keeps_its_claim(tmp_path):
+    weights = claimed_by(tmp_path, host="elsewhere", process=2**22 + 1)
+    with pytest.raises(UserError, match="on elsewhere"):
+        claims.claim(weights, tmp_path / "mine", 10)
+    claims.claim(weights, tmp_path / "other", 10)
+
+
+def test_a_second_training_with_the_same_out_is_refused(synthetic, tmp_path):
+    run = ["--max-iterations", 1, "--run-dir"]
+    claims.claim(tmp_path / "w/baseline.pth", tmp_path / "first", 10)
+    done = train("baseline", synthetic, tmp_path / "w", "", *run, tmp_path / "second", expect=2)
+    assert "is being written by the run" in the_error(done)
+    claims.claim_file(tmp_path / "w/baseline.pth").unlink()
+    train("baseline", synthetic, tmp_path / "w", "", *run, tmp_path / "third")
+    assert not claims.claim_file(tmp_path / "w/baseline.pth").exists()
+
+
+# ----------------------------------------------------------------------------- what was downloaded
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a git-lfs pointer"),
+        (b"<!DOCTYPE html><title>Sign in", "a web page, perhaps of a sign-in"),
+    ],
+)
+def test_what_came_in_place_of_weights_is_named(tmp_path, content, message):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        read_state(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model_state_dict": state, "args": {"lr": 0.1}},
+        lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+        lambda state: {"net": {f"module._orig_mod.{name}": one for name, one in state.items()}},
+    ],
+)
+def test_checkpoints_of_usual_trainers_are_read(tmp_path, dress):
+    state = {"backbone.body.conv1.weight": torch.ones(64, 3, 7, 7)}
+    torch.save(dress(state), tmp_path / "w.pth")
+    assert read_state(tmp_path / "w.pth").keys() == state.keys()
+
+
+def test_a_state_under_another_key_is_named(tmp_path):
+    torch.save({"ema": {"a": torch.ones(1)}, "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="tensors are under ema: save one of these alone"):
+        read_state(tmp_path / "w.pth")
+
+
+# ---------------------------------------------------------------------------------- environments
+
+
+@pytest.mark.parametrize(
+    ("variables", "outcome"),
+    [({"WORLD_SIZE": "2"}, False), ({}, False), ({"RANK": "0", "WORLD_SIZE": "2"}, None)],
+)
+def test_what_another_tool_left_in_the_environment(monkeypatch, variables, outcome):
+    for name in distributed.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if outcome is None:
+        with pytest.raises(SystemExit, match="RANK are set and .* not: start with torchrun"):
+            distributed.is_torchrun()
+    else:
+        assert distributed.is_torchrun() is outcome
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EPERM])
+def test_a_file_system_that_cannot_flush_or_chmod(tmp_path, monkeypatch, capsys, code):
+    def cannot(*_):
+        raise OSError(code, "not here")
+
+    monkeypatch.setattr(files.os, "fsync", cannot)
+    monkeypatch.setattr(files.Path, "chmod", cannot)
+    monkeypatch.setattr(files, "cannot_was_said", [])
+    files.save_text("x", tmp_path / "a.txt")
+    files.save_text("y", tmp_path / "b.txt")
+    assert (tmp_path / "b.txt").read_text() == "y"
+    assert capsys.readouterr().err.count("warning: this file system cannot") == 1
+    monkeypatch.setattr(files.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "")))
+    with pytest.raises(UserError, match="cannot be written"):
+        files.save_text("z", tmp_path / "c.txt")
+
+
+def test_a_reader_that_has_seen_enough(synthetic):
+    """A pipe that closes early is no error, and lines arrive when they are printed."""
+    command = [sys.executable, ROOT / "check_data.py", synthetic, "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_files_that_macos_leaves_are_no_lists(tmp_path):
+    (tmp_path / "._train_night.txt").write_bytes(b"\0\5\26\7\0\xff\xfe")
+    for split in ("train", "val"):
+        write_frame(tmp_path, split, (64, 48), label_line())
+        (tmp_path / f"{split}_night.txt").write_text(split)
+    done = run_here([str(ROOT / "check_data.py"), str(tmp_path), "--workers", "1"])
+    assert (done.returncode, "errors: 0" in done.stdout) == (0, True)
+
+
+def test_odd_exif_ends_nothing(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg")
+
+    def odd(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Image.Image, "getexif", odd)
+    assert read_rgb(tmp_path / "a.jpg").shape == (3, 6, 8)
+    assert read_picture(tmp_path / "a.jpg").size == (8, 6)
+
+
+def test_linked_folders_and_all_kinds_of_pictures_are_found(tmp_path, capsys):
+    elsewhere, photos = tmp_path / "elsewhere", tmp_path / "photos"
+    for folder in (elsewhere, photos):
+        folder.mkdir()
+    Image.new("RGB", (8, 6)).save(elsewhere / "a.gif")
+    Image.new("RGB", (8, 6)).save(photos / "b.JPG", format="JPEG")
+    Image.new("RGB", (8, 6)).save(photos / "c.tga")
+    (photos / "notes.txt").write_text("x")
+    (photos / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(photos)
+    found = [str(file.relative_to(photos)) for file in find_pictures(photos)]
+    assert found == ["b.JPG", "c.tga", "linked/a.gif"]
+    assert "1 files are no pictures, like notes.txt" in capsys.readouterr().out

@@ -25,11 +25,20 @@ def refuse_other_kinds(path: Path, image: Image.Image) -> None:
             f"{path} is of Pillow's mode {image.mode}, with values from {low:g} to {high:g}: "
             "convert it to 8 bits"
         )
-    if (turned := image.getexif().get(EXIF_ORIENTATION, 1)) not in (0, 1):
+    if (turned := orientation_of(image)) != 1:
         raise UserError(
             f"{path} says that it is to be turned (EXIF orientation {turned}), and its labels "
             "could be of either view: save it turned, without that entry"
         )
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1 if there is none or EXIF cannot be read."""
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # odd entries fail in any of Pillow's ways
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def read_16_bit_colour(image: Image.Image) -> np.ndarray:

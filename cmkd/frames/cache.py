@@ -38,7 +38,9 @@ class FrameCache:
         self.shape = shape
         self.kind = kind
         home = folder_in_memory() if kind == "ram" else folder
-        self.file = home / f"frames-{cache_key(files, shape[2:])}.cache"
+        # Another user's file may be neither read nor trusted.
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        self.file = home / f"frames-{user}-{cache_key(files, shape[2:])}.cache"
         self.bytes = int(np.prod(shape)) + 4 * shape[0]
         self._map_file()
 
@@ -55,7 +57,13 @@ class FrameCache:
     def _map_file(self) -> None:
         if not self.file.is_file():
             self._make_file()
-        content = np.memmap(self.file, np.uint8, "r+", shape=self.bytes)
+        try:
+            content = np.memmap(self.file, np.uint8, "r+", shape=self.bytes)
+        except OSError as error:
+            raise UserError(
+                f"--cache {self.kind}: {self.file} cannot be used ({error.strerror}): remove it, "
+                "or choose another --cache"
+            ) from None
         start = 4 * self.shape[0]
         self.checksums = content[:start].view(np.uint32)
         self.frames = content[start:].reshape(self.shape)

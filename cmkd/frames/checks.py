@@ -70,7 +70,8 @@ def read_lists(root: Path) -> tuple[Lists, list[str]]:
         raise UserError(
             f"{root} is not a folder: name the one that holds the lists, images, gated0, ..."
         )
-    files = sorted(root.glob("*.txt"))
+    # macOS leaves files like ._train_night.txt on other disks.
+    files = sorted(file for file in root.glob("*.txt") if not file.name.startswith("."))
     if not files:
         raise UserError(
             f"{root} has no list: write train_night.txt and val_night.txt, a frame name per line"

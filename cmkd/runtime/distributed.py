@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 
 
@@ -24,7 +25,7 @@ class EndedElsewhereError(Exception):
 
 def start() -> None:
     """Join the other processes of a torchrun; only the first one prints to stdout."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not is_torchrun():
         return
     if torch.cuda.is_available():
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
@@ -36,6 +37,23 @@ def start() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if rank() > 0:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
+
+
+def is_torchrun() -> bool:
+    """Whether torchrun started this process beside others.
+
+    A part of its variables may be left in the environment by something else: then none is read,
+    except that a number of processes without the rest ends the program.
+    """
+    present = [name for name in TORCHRUN if name in os.environ]
+    if len(present) == len(TORCHRUN):
+        return int(os.environ["WORLD_SIZE"]) > 1
+    if len(present) > 1:
+        missing = ", ".join(name for name in TORCHRUN if name not in present)
+        sys.exit(
+            f"{', '.join(present)} are set and {missing} not: start with torchrun, or unset them"
+        )
+    return False
 
 
 def end() -> None:

@@ -27,10 +27,17 @@ def run(main: Callable[[], None]) -> None:
     Under torchrun the line says which process it is from, and a process that ends because of
     another one prints nothing.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a line in a file or a pipe is there once it is printed
+            stream.reconfigure(line_buffering=True)
     hardware.prepare()
     distributed.start()
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, like head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_process(128 + signal.SIGPIPE)
     except UserError as error:
         fail(text_of(error))
     except distributed.EndedElsewhereError:

@@ -1,5 +1,6 @@
 """Errors a user can fix, and files written completely or not at all. Needs no torch."""
 
+import errno
 import json
 import os
 import sys
@@ -8,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+# What a file system says of what it cannot do.
+CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EBADF)
+cannot_was_said: list[str] = []
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -46,8 +50,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any], flush: bool = Tru
         write(unfinished)
         if flush:
             with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-        unfinished.chmod(0o644)
+                if_possible(os.fsync, file.fileno())
+        if_possible(unfinished.chmod, 0o644)
         unfinished.replace(path)
         if flush:
             synchronise_folder(path.parent)
@@ -76,8 +80,24 @@ def synchronise_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a renamed file survives a power cut (POSIX only)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
+        if_possible(os.fsync, handle)
         os.close(handle)
+
+
+def if_possible(call: Callable[..., None], *arguments: Any) -> None:
+    """Call what some network file systems cannot do, and do without it there, with one warning."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+        if not cannot_was_said:
+            print(
+                f"warning: this file system cannot {call.__name__} ({error.strerror}): a power cut "
+                "may cost the newest file",
+                file=sys.stderr,
+            )
+            cannot_was_said.append(call.__name__)
 
 
 def refuse_unwritable(path: Path) -> None:

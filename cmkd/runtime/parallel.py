@@ -1,6 +1,7 @@
 """Work on many frames in several processes. Needs no torch."""
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -42,6 +43,7 @@ def parallel_map(
 def start_process(work: Callable) -> None:
     """Set up a worker process, which uses one core."""
     global work_of_process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends them
     torch = sys.modules.get("torch")  # imported with `work` if it needs torch: takes seconds
     if torch:
         torch.set_num_threads(1)

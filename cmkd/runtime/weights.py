@@ -12,6 +12,9 @@ from torch import Tensor
 
 from cmkd.runtime.files import UserError, read_json, reason_of, write_atomically
 
+# Where trainers keep the state_dict, and what they write before names.
+STATE_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "net", "weights")
+PREFIXES = ("module.", "_orig_mod.", "model.", "module.")
 STEM = "backbone.body.conv1.weight"  # the first convolution, [64, channels, 7, 7]
 
 
@@ -42,44 +45,81 @@ def read_content(path: Path) -> Any:
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing: train it first, or name another file") from None
     except pickle.UnpicklingError:
+        refuse_what_is_no_checkpoint(path)
         raise WeightsError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors and "
             "plain values, which could run code"
         ) from None
     except Exception as error:  # a damaged file can fail in any of torch's or zipfile's ways
+        refuse_what_is_no_checkpoint(path)
         raise WeightsError(f"{path} cannot be read as weights ({reason_of(error)})") from None
+
+
+def refuse_what_is_no_checkpoint(path: Path) -> None:
+    """Raise `WeightsError` for a web page or a git-lfs pointer in place of a file."""
+    with path.open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a git-lfs pointer, not the file: run git lfs pull")
+    if start.startswith(b"<"):
+        raise WeightsError(
+            f"{path} is a web page, perhaps of a sign-in, not weights: download it again"
+        )
+
+
+def state_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state_dict in what a trainer saved: all of it, or under a usual key.
+
+    Raises `WeightsError` that names the keys.
+    """
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds no state_dict but a {type(content).__name__}")
+    for key in (None, *STATE_KEYS):
+        state = content if key is None else content.get(key)
+        if (
+            isinstance(state, dict)
+            and state
+            and all(
+                isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+            )
+        ):
+            return state
+    nested = [
+        str(key)
+        for key, value in content.items()
+        if isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
+    ]
+    where = (
+        f"; its tensors are under {', '.join(nested)}: save one of these alone" if nested else ""
+    )
+    raise WeightsError(
+        f"{path} holds no state_dict: expected a dictionary of named tensors, or one under "
+        f"'model'{where}"
+    )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The detector's state_dict in a file, with the names of today's torchvision.
 
-    Accepts a plain state_dict, our training checkpoint (under `model`), a `module.` prefix
-    (distributed training), the names of torchvision 0.12 (the published checkpoints) and a
-    torchvision ResNet classifier (as the backbone). Half precision becomes float32. Raises
-    `WeightsError`.
+    Accepts a plain state_dict, our training checkpoint (under `model`) and those of usual trainers
+    (`STATE_KEYS`), the prefixes of distributed and compiled training, the names of torchvision 0.12
+    (the published checkpoints) and a torchvision ResNet classifier (as the backbone). Half
+    precision becomes float32. Raises `WeightsError`.
     """
-    content = read_content(path)
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise WeightsError(
-            f"{path} holds no state_dict: expected a dictionary of named tensors, or one under "
-            "'model'"
-        )
     return {
         current_name(name): value.float() if value.is_floating_point() else value
-        for name, value in state.items()
+        for name, value in state_in(read_content(path), path).items()
     }
 
 
 def current_name(name: str) -> str:
     """A parameter's name in today's torchvision.
 
-    Drops `module.`, adds the index that torchvision 0.13 gave to FPN and RPN layers, and puts a
+    Drops `PREFIXES`, adds the index that torchvision 0.13 gave to FPN and RPN layers, and puts a
     classifier's layers under `backbone.body`.
     """
-    name = name.removeprefix("module.")
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
     name = re.sub(
         r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name
     )

@@ -1,23 +1,35 @@
 """An RGB detector on ordinary pictures: annotated copies, and all detections as COCO JSON."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from cmkd.evaluation.metrics import Results
 from cmkd.evaluation.predict import to_coco_results
+from cmkd.frames.bit_depth import has_16_bits, orientation_of
 from cmkd.runtime.failures import warn
 from cmkd.runtime.files import UserError, reason_of, refuse_unwritable, save_json
 from cmkd.viewing.contact_sheet import Box, draw_boxes, save_picture
 from cmkd.viewing.drawing import HIT, corners
 from models import Detector
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+# What turns a picture upright, by its EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 SCALE_WIDTH = 320  # px: lines and texts grow by a step for each such width of a picture
 
@@ -57,7 +69,10 @@ def annotate_pictures(
         annotations += to_annotations(results, len(annotations))
         shown = [result for result in results if result["score"] >= least_score]
         draw_detections(picture, shown, classes)
-        save_picture(picture, out / name, Image.registered_extensions()[file.suffix.lower()])
+        kind = Image.registered_extensions()[file.suffix.lower()]
+        is_writable = kind in Image.SAVE and kind != "GIF"  # a GIF would lose colours
+        copy = out / name if is_writable else out / f"{name}.png"
+        save_picture(picture, copy, kind if is_writable else "PNG")
     if images:
         categories = [{"id": label, "name": name} for label, name in enumerate(classes, start=1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
@@ -87,36 +102,58 @@ def refuse_nested(path: Path, root: Path, out: Path) -> None:
 
 
 def find_pictures(path: Path) -> list[Path]:
-    """The picture, or all pictures in a folder and its subfolders, by name. Raises `UserError`."""
-    suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+    """The picture, or all pictures in a folder and its subfolders, by name.
+
+    Pictures are the files with a suffix of a kind that Pillow opens; how many others there are is
+    printed. Linked folders are searched too. Raises `UserError`.
+    """
+    suffixes = ".jpg, .png, .tif, .gif, ..."
     if path.suffix.lower() in VIDEOS:
         folder = path.with_suffix("")
         raise UserError(
             f"{path} is a video: write its frames to a folder first "
             f"(ffmpeg -i {path} {folder}/%06d.png) and name the folder"
         )
-    if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.is_file() and is_picture(path):
         return [path]
     if not path.is_dir():
         problem = "is no picture" if path.exists() else "is missing"
         raise UserError(f"{path} {problem}: name a picture ({suffixes}) or a folder of pictures")
-    files = [
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
-    ]
+    everything = sorted(files_below(path))
+    files = [file for file in everything if is_picture(file)]
     if not files:
         raise UserError(f"{path} has no picture ({suffixes}): name another folder")
-    return sorted(files)
+    if others := [file.name for file in everything if file not in set(files)]:
+        print(f"{path}: {len(others)} files are no pictures, like {others[0]}")
+    return files
+
+
+def is_picture(file: Path) -> bool:
+    """Whether a file's suffix is of a kind that Pillow opens."""
+    return Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, without hidden ones; a folder that is linked is visited once."""
+    visited: set[Path] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = Path(parent).resolve()
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
 def read_picture(file: Path) -> Image.Image:
     """A picture in RGB, rotated as its EXIF says. Raises `UserError` without the file's name."""
     try:
         with Image.open(file) as picture:
-            if picture.mode.startswith(("I", "F")):
+            if picture.mode.startswith(("I", "F")) or has_16_bits(picture):
                 raise UserError(f"has {picture.mode} pixels, and 8 bits per channel are needed")
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            orientation = orientation_of(picture)
+            upright = picture.convert("RGB")
+            return upright.transpose(TURNS[orientation]) if orientation in TURNS else upright
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot be read ({reason_of(error)})") from None
 
