@@ -27,10 +27,17 @@ from cmkd.frames.layout import (
     IMAGE_FOLDERS,
     LABEL_FOLDER,
     RGB_FOLDER,
+    UNLABELLED,
     evenly_spaced,
     label_file,
     read_list,
     save_list,
+)
+from cmkd.frames.more_frames import (
+    UnlabelledFrame,
+    gated2depth_frames,
+    history_frames,
+    without_near_duplicates,
 )
 from cmkd.frames.official_lists import (
     CHOICES,
@@ -226,6 +233,23 @@ class Preparer:
         write_atomically(copy, lambda unfinished: shutil.copyfile(labels, unfinished))
         return Prepared(how)
 
+    def prepare_unlabelled(self, frame: UnlabelledFrame) -> Prepared:
+        """Write a frame without labels, RGB last: one with RGB is complete."""
+        try:
+            rgb = self.rgb_of(frame.rgb, night=True)
+            images = {
+                folder: self.slice_of(file)
+                for folder, file in zip(GATED_FOLDERS, frame.slices, strict=True)
+            }
+            images[RGB_FOLDER] = registration.warp(rgb, self.plane)
+        except UserError as error:
+            return Prepared(left_out_because=str(error))
+        except (OSError, SyntaxError, ValueError) as error:
+            return Prepared(left_out_because=reason_of(error))
+        for folder, image in images.items():
+            save_png(image, self.out / folder / f"{frame.name}.png")
+        return Prepared("plane")
+
     def file_of(self, part: str, name: str) -> Path:
         """A frame's file of one part. Raises `UserError`."""
         folder = self.folders[part]
@@ -256,18 +280,24 @@ class Preparer:
     def rectified_rgb(self, name: str, condition: str) -> np.ndarray:
         """The rectified RGB image (1024, 1920, 3) uint8."""
         file = self.file_of("rgb", name)
+        is_raw = file.suffix != ".png"
+        return self.rgb_of(file, is_raw and self.needs_night_curve(name, condition))
+
+    def rgb_of(self, file: Path, night: bool) -> np.ndarray:
+        """The rectified RGB image of a file; a raw one gets the tone curve of `night` or day."""
         with Image.open(file) as image:
             refuse_other_size(file.parent, image.size, self.calibration.rgb.size)
             if file.suffix == ".png":
                 return np.asarray(image.convert("RGB"))
             raw = np.array(image)
-        return registration.warp(
-            develop(raw, self.needs_night_curve(name, condition)), self.rgb_rectification
-        )
+        return registration.warp(develop(raw, night), self.rgb_rectification)
 
     def rectified_slice(self, part: str, name: str) -> np.ndarray:
         """A rectified slice (768, 1280) uint8."""
-        file = self.file_of(part, name)
+        return self.slice_of(self.file_of(part, name))
+
+    def slice_of(self, file: Path) -> np.ndarray:
+        """The rectified slice of a file, (768, 1280) uint8."""
         with Image.open(file) as image:
             refuse_other_size(file.parent, image.size, self.calibration.gated.size)
             grey = np.array(image if image.mode.startswith("I") else image.convert("L"))
@@ -320,6 +350,49 @@ def prepare_all(
         else:
             ways[prepared.how] += 1
     return ways, left_out
+
+
+def prepare_unlabelled(
+    frames: list[UnlabelledFrame], preparer: Preparer, workers: int
+) -> tuple[list[str], dict[str, str]]:
+    """Prepare frames without labels that are not complete yet.
+
+    Returns the names of all that are complete, and why each of the others was left out.
+    """
+    waiting = [
+        frame for frame in frames if not (preparer.out / RGB_FOLDER / f"{frame.name}.png").is_file()
+    ]
+    refuse_full_disk(preparer.out, len(waiting))
+    results = parallel_map(preparer.prepare_unlabelled, waiting, workers, "without labels")
+    left_out = {
+        frame.name: prepared.left_out_because
+        for frame, prepared in zip(waiting, results, strict=True)
+        if prepared.left_out_because
+    }
+    return [frame.name for frame in frames if frame.name not in left_out], left_out
+
+
+def more_frames(
+    args: argparse.Namespace, lists: dict[str, list[str]]
+) -> tuple[list[UnlabelledFrame], int]:
+    """Frames without labels of --history and --gated2depth, and how many are near-duplicates.
+
+    History frames are those of training nights alone: others are of recordings to be tested on.
+    """
+    frames, duplicates = [], 0
+    if args.history:
+        frames += history_frames(args.source, lists.get("train_night", []))
+    if args.gated2depth:
+        held_out = [
+            name
+            for list_name, names in lists.items()
+            if list_name.startswith(("val", "test"))
+            for name in names
+        ]
+        own = gated2depth_frames(args.gated2depth)
+        kept, duplicates = without_near_duplicates(own, args.out, held_out)
+        frames += kept
+    return frames, duplicates
 
 
 def refuse_full_disk(out: Path, frames: int) -> None:
@@ -424,6 +497,18 @@ def parse_arguments() -> argparse.Namespace:
         "--plane-distance", type=positive_float, default=30.0, help="metres (default: 30)"
     )
     parser.add_argument(
+        "--history",
+        action="store_true",
+        help="also history frames of the training nights, without labels: unlabelled_night",
+    )
+    parser.add_argument(
+        "--gated2depth",
+        type=Path,
+        metavar="DIR",
+        help="also Gated2Depth's frames, without labels, except near-duplicates of frames to be "
+        "tested on: unlabelled_night",
+    )
+    parser.add_argument(
         "--workers", type=at_least(1), default=cores(), help="processes (default: all cores)"
     )
     parser.add_argument(
@@ -462,6 +547,12 @@ def main() -> None:
     }
     rainy = rainy_frames(find_splits(args.source, args.splits))
     lengths = write_prepared_lists(lists, condition_of, rainy, args.out)
+    frames, duplicates = more_frames(args, lists)
+    unlabelled, unlabelled_left_out = prepare_unlabelled(frames, preparer, args.workers)
+    left_out |= unlabelled_left_out
+    if unlabelled:
+        save_list(unlabelled, args.out / f"{UNLABELLED}_night.txt")
+        lengths[f"{UNLABELLED}_night"] = len(unlabelled)
     quirks = count_label_quirks(args.out, complete)
     report = {
         "parameters": parameters,
@@ -471,6 +562,7 @@ def main() -> None:
         "lists": lengths,
         "labels": quirks,
         "left_out": left_out,
+        "near_duplicates_left_out": duplicates,
     }
     save_json(report, args.out / REPORT)
     print_counts("frames", ways)

@@ -617,7 +617,7 @@ def test_a_size_that_was_not_calibrated_is_left_out(
     file = root / folder / f"{NAMES[0]}.png"
     with Image.open(file) as image:
         image.resize(size).save(file)
-    prepare(root, tmp_path / "data", "--limit", 1)
+    prepare(root, tmp_path / "data", "--limit", 2)
     report = json.loads((tmp_path / "data/prepare_report.json").read_text())
     assert reason in report["left_out"][NAMES[0]]
 
@@ -631,3 +631,57 @@ def test_damaged_lidar_falls_back_to_the_plane(download, tmp_path, copy_of):
     done = prepare(root, tmp_path / "data", "--registration", "lidar", "--limit", 6)
     report = json.loads((tmp_path / "data/prepare_report.json").read_text())
     assert report["frames"]["plane, no lidar"] == 3, done.stdout
+
+
+def write_history(root, name, offset):
+    """A raw RGB frame and three 10-bit slices, under the name of a labelled frame."""
+    rng = np.random.default_rng(abs(offset))
+    for folder, size, kind, suffix in (
+        (f"cam_stereo_left_raw_history_{offset}", (1024, 1920), 4096, ".tiff"),
+        *((f"gated{n}_10bit_history_{offset}", (720, 1280), 1024, ".png") for n in range(3)),
+    ):
+        (root / folder).mkdir(exist_ok=True)
+        values = rng.integers(0, kind, size).astype(np.uint16)
+        Image.fromarray(values).save(root / folder / f"{name}{suffix}")
+
+
+def test_history_frames_of_training_recordings_alone(download, tmp_path, copy_of):
+    pytest.importorskip("cv2")
+    root = copy_of(download)
+    for name in (NAMES[0], NAMES[2], NAMES[4]):  # of train, val and test
+        write_history(root, name, -3)
+    write_history(root, NAMES[1], 4)
+    (root / "gated1_10bit_history_4" / f"{NAMES[1]}.png").unlink()
+    done = prepare(root, tmp_path / "data", "--history")
+    names = (tmp_path / "data/unlabelled_night.txt").read_text().split()
+    assert names == [f"{NAMES[0]}h-3"]
+    assert recording_of(names[0]) == recording_of(NAMES[0])
+    assert "1 unlabelled_night" not in done.stderr
+    for folder in ("images", *GATED_FOLDERS):
+        with Image.open(tmp_path / "data" / folder / f"{names[0]}.png") as image:
+            assert image.size == (1280, 768)
+    assert not (tmp_path / f"data/gated_labels/{names[0]}.txt").exists()
+    checked = run_here([str(ROOT / "check_data.py"), str(tmp_path / "data"), "--workers", "1"])
+    assert "errors: 0" in checked.stdout, checked.stdout
+
+
+def test_gated2depth_without_what_is_tested_on(download, prepared, tmp_path):
+    """A frame that is also a test frame is found by its pixels, whatever its name."""
+    source, out = tmp_path / "g2d", tmp_path / "data"
+    for folder in ("rgb_left_8bit", "gated0_10bit", "gated1_10bit", "gated2_10bit"):
+        (source / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("00001", "00002"):
+        Image.fromarray(rng.integers(0, 255, (1024, 1920, 3), dtype=np.uint8)).save(
+            source / f"rgb_left_8bit/{name}.png"
+        )
+        for number in range(3):
+            values = rng.integers(0, 1024, (720, 1280)).astype(np.uint16)
+            if name == "00002":
+                with Image.open(download / "gated0_rect8" / f"{NAMES[4]}.png") as image:
+                    values = np.asarray(image).astype(np.uint16) * 4
+            Image.fromarray(values).save(source / f"gated{number}_10bit/{name}.png")
+    prepare(download, out, "--gated2depth", source)
+    assert (out / "unlabelled_night.txt").read_text() == "gated2depth-00001\n"
+    report = json.loads((out / "prepare_report.json").read_text())
+    assert report["near_duplicates_left_out"] == 1
