@@ -118,6 +118,8 @@ def parse_labels(path: Path) -> tuple[list[Label], list[str]]:
 def columns_of(line: str) -> list[str]:
     """The columns of a label line; the words of the class, before the first number, are one."""
     words = line.split()
+    if not words:
+        return []
     first = next((index for index, word in enumerate(words) if is_number(word)), 1)
     return [" ".join(words[:first]), *words[first:]] if first else words
 
