@@ -559,14 +559,16 @@ def test_a_long_list_is_compact_and_shared_with_workers(synthetic, tmp_path):
 
 
 def test_distance_is_the_length_of_the_position(frames):
-    """Columns 11 to 13 are metres; -1000 in any of them means that it is unknown."""
-    line = label_line()
+    """Columns 11 to 13 are metres; -1000 in any of them, or 0 in all, means that it is unknown."""
     positions = ["3 4 12", "-1000 -1000 19.5", "-1000.00 -1000.00 -1000.00", "0 x 1", "0 0 0"]
     (frames / "gated_labels/a.txt").write_text(
-        "".join(line.replace("-1000 -1000 -1000", position, 1) for position in positions)
+        "".join(
+            label_line(box=(100 + number, 100, 200, 300)).replace("-1000 -1000 -1000", position, 1)
+            for number, position in enumerate(positions)
+        )
     )
     found = SeeingThroughFog(frames, "train_night", "rgb").ground_truth()["annotations"]
-    assert [one["distance"] for one in found] == [13.0, None, None, None, 0.0]
+    assert [one["distance"] for one in found] == [13.0, None, None, None, None]
 
 
 def test_lists_of_a_condition(tmp_path):

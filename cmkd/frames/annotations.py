@@ -4,16 +4,17 @@ Boxes are in label space: the 1280x720 pixels of the gated camera, whatever the 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from cmkd.runtime.command_line import to_float
 from cmkd.runtime.files import UserError, read_lines
 
 LABEL_WIDTH, LABEL_HEIGHT = 1280, 720
 LABEL_COLUMNS = (15, 16, 27)  # KITTI, KITTI with a score, Seeing Through Fog
 SCORE_COLUMN = {16: 15, 27: 18}  # by the number of columns
-NO_POSITION = -1000  # in any of the three coordinates
+NO_POSITION = -1000  # unknown, in any of the three coordinates and as an angle
 SAYS_NOTHING = ((0, 0, 0), (-1, -1, -1))  # 3D positions that nobody measured
 # By column, counted from 0: what it is, and the largest number that it can be.
 KITTI_LIMITS = {
@@ -138,16 +139,17 @@ def what_is_shifted(columns: list[str]) -> str:
     if len(columns) not in KITTI_LIMITS_APPLY:
         return ""
     for index, (what, limit) in KITTI_LIMITS.items():
-        if is_number(columns[index]) and abs(float(columns[index])) > limit:
+        value = to_float(columns[index])
+        if abs(value) > limit and value != NO_POSITION:
             return f"column {index}, counted from 0, should be {what} and is {columns[index]}"
     return ""
 
 
 def without_copies(labels: list[Label]) -> list[Label]:
-    """The labels without those whose class and box an earlier one has."""
-    first: dict[tuple[str, Corners], Label] = {}
+    """The labels without those that repeat an earlier one."""
+    first: dict[Label, Label] = {}
     for label in labels:
-        first.setdefault((label.name, label.box), label)
+        first.setdefault(replace(label, line=0), label)
     return list(first.values())
 
 
