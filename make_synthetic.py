@@ -37,6 +37,7 @@ from cmkd.runtime.files import (
     write_atomically,
 )
 from cmkd.runtime.parallel import parallel_map
+from cmkd.simulator.animals import SPECIES
 from cmkd.simulator.brightness import brightness_for, frames_to_measure, visible_by_brightness
 from cmkd.simulator.cameras import gated_camera, rgb_camera
 from cmkd.simulator.hard_slices import hardened, with_hard_materials
@@ -168,6 +169,12 @@ def people_in(out: Path, name: str) -> list[Label]:
     return [label for label in read_labels(label_file(out, name)) if label.is_person]
 
 
+def beings_in(out: Path, name: str) -> list[Label]:
+    """The labels of people and animals in a frame."""
+    labels = read_labels(label_file(out, name))
+    return [label for label in labels if label.is_person or label.name in SPECIES]
+
+
 # ------------------------------------------------------------------------------- lists and figures
 
 
@@ -245,7 +252,7 @@ def print_visible_people(counted: dict[str, dict[str, int | float]]) -> None:
 
 
 def save_preview(out: Path, frames: list[PlannedFrame], file: Path) -> None:
-    """Write a contact sheet: the frame with most people of each condition, by who is visible."""
+    """Write a contact sheet: of each condition the frame with most people and animals."""
     rows = []
     for condition in CONDITIONS:
         names = [
@@ -254,7 +261,7 @@ def save_preview(out: Path, frames: list[PlannedFrame], file: Path) -> None:
             if frame.condition == condition and frame.split != UNLABELLED
         ]
         if names:
-            name = max(names, key=lambda name: len(people_in(out, name)))
+            name = max(names, key=lambda name: len(beings_in(out, name)))
             rows.append((name, preview_tiles(out, name)))
     legend = {text: colour for colour, text in LOOK_OF_VISIBILITY.values()}
     sheet = contact_sheet(["RGB", *GATED_FOLDERS], rows, legend)
@@ -262,16 +269,15 @@ def save_preview(out: Path, frames: list[PlannedFrame], file: Path) -> None:
 
 
 def preview_tiles(out: Path, name: str) -> list[Image.Image]:
-    """The four images of a frame, with a box around each person."""
-    people = people_in(out, name)
+    """The four images of a frame, with a box around each person and animal."""
     tiles = []
     for folder in IMAGE_FOLDERS:
         with Image.open(out / folder / f"{name}.png") as image:
             tile = resize_to_width(image, PREVIEW_TILE_WIDTH)
         boxes = []
-        for person in people:
-            colour, _ = LOOK_OF_VISIBILITY[person.visible_rgb, person.visible_gated]
-            boxes.append(Box(to_pixels(person.box, *tile.size), colour))
+        for being in beings_in(out, name):
+            colour, _ = LOOK_OF_VISIBILITY[being.visible_rgb, being.visible_gated]
+            boxes.append(Box(to_pixels(being.box, *tile.size), colour))
         draw_boxes(tile, boxes)
         tiles.append(tile)
     return tiles

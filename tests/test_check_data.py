@@ -338,7 +338,7 @@ def test_ground_truth_is_exported(frames):
     assert (code, err) == (0, "")
     assert lines == [
         f"{file}: 1 images, 1 boxes, categories Pedestrian+Pedestrian_is_group+RidableVehicle+"
-        "RidableVehicle_is_group, PassengerCar"
+        "RidableVehicle_is_group+person, PassengerCar"
     ]
     dataset = SeeingThroughFog(frames, "val_night", "rgb", ["vru", "PassengerCar"], [])
     truth = dataset.ground_truth()

@@ -50,7 +50,7 @@ OFFICIAL_CLASSES = frozenset(
 DOUBTFUL = "DontCare"  # a machine label that is too unsure to be an object
 # What others leave out of training and evaluation: regions that nobody labelled one by one.
 USUALLY_IGNORED = ("DontCare", "Obstacle", "*_is_group")
-CLASS_SETS = {"vru": "Pedestrian,Pedestrian_is_group,RidableVehicle,RidableVehicle_is_group"}
+CLASS_SETS = {"vru": "Pedestrian,Pedestrian_is_group,RidableVehicle,RidableVehicle_is_group,person"}
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1
 
