@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from cmkd.evaluation.tables import text_table
-from cmkd.frames.annotations import DEFAULT_CLASSES, Label
+from cmkd.frames.annotations import DEFAULT_CLASSES, LABEL_HEIGHT, LABEL_WIDTH, Label
 from cmkd.frames.checks import (
     CheckedFrame,
     Lists,
@@ -37,6 +37,7 @@ from dataset import SeeingThroughFog
 
 HEIGHT_LIMITS = (32, 64, 128)  # label px, between the columns of the class table
 SHEET_ROWS = 12
+ENOUGH_BOXES = 30  # to judge by where none is
 
 
 def check(root: Path, workers: int, sheet: Path | None) -> None:
@@ -59,6 +60,7 @@ def check(root: Path, workers: int, sheet: Path | None) -> None:
         "label lines that occur twice": [
             copy for frame in frames.values() for copy in frame.copies
         ],
+        "boxes in pixels of the images": in_another_space(root, frames),
         "similar names": similar_names(list_lines),
         "recordings in two splits": shared_recordings,
         "FRAMES IN TWO SPLITS": shared_frames,
@@ -76,6 +78,23 @@ def check(root: Path, workers: int, sheet: Path | None) -> None:
     if errors:
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         raise UserError(f"{root}: {count}, the first: {errors[0]}")
+
+
+def in_another_space(root: Path, frames: dict[str, CheckedFrame]) -> list[str]:
+    """A warning if all boxes would be within images that are smaller than label space."""
+    boxes = [label.box for frame in frames.values() for label in frame.labels]
+    sizes = [frame.size for frame in frames.values() if frame.size]
+    if len(boxes) < ENOUGH_BOXES:
+        return []
+    width, height = (max(size[axis] for size in sizes) for axis in (0, 1))
+    right, bottom = (max(box[axis] for box in boxes) for axis in (2, 3))
+    if width >= LABEL_WIDTH or height >= LABEL_HEIGHT or right > width or bottom > height:
+        return []
+    return [
+        f"{root / LABEL_FOLDER}: no box reaches beyond {width}x{height}, the size of the images: "
+        f"boxes must be in {LABEL_WIDTH}x{LABEL_HEIGHT}, whatever that size (prepare_pairs.py "
+        "scales them)"
+    ]
 
 
 def print_problems(errors: list[str], warnings: dict[str, list[str]]) -> None:

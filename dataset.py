@@ -378,6 +378,11 @@ class TrainingFrames(Dataset):
         """Whether any frame has a box to find, not counting ignore regions."""
         return any(part.has_boxes for part in self.parts)
 
+    @property
+    def names(self) -> Iterator[str]:
+        """The frames' names, part by part."""
+        return (name for part in self.parts for name in part.names)
+
     def place(self, index: int) -> tuple[SeeingThroughFog, int]:
         """The part that holds a frame, and the frame's index in it."""
         part = bisect.bisect_right(self.firsts, index) - 1

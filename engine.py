@@ -183,6 +183,12 @@ def fit(
             "will be learned but background"
         )
     is_first = distributed.rank() == 0
+    tested = set(val_loader.dataset.names)
+    if shared := [name for name in train_loader.dataset.names if name in tested]:
+        warn(
+            f"{len(shared)} frames of {val_loader.dataset.list_file}, like {shared[0]}, are "
+            "trained on: the validation AP will say nothing"
+        )
     show_epoch = open_tensorboard(options, progress) if options.tensorboard and is_first else None
 
     def save() -> None:

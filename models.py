@@ -19,7 +19,15 @@ from torchvision.ops import FrozenBatchNorm2d
 from cmkd.runtime.failures import warn
 from cmkd.runtime.files import reason_of
 from cmkd.runtime.sparse_roi_align import SparseRoIAlign
-from cmkd.runtime.weights import STEM, WeightsError, current_name, read_settings, read_state
+from cmkd.runtime.weights import (
+    STEM,
+    WeightsError,
+    current_name,
+    read_settings,
+    read_state,
+    settings_file,
+    sha256_of,
+)
 
 DETECTION_LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 BOX_LOSSES = ("loss_box_reg", "loss_rpn_box_reg")
@@ -377,6 +385,11 @@ def load_detector(
     file = Path(file)
     state = read_state(file)
     settings = read_settings(file)
+    if settings.get("sha256") not in (None, sha256_of(file)):
+        warn(
+            f"{file} is not the file that {settings_file(file)} describes: its classes and sizes "
+            "may be those of other weights"
+        )
     for needed in (STEM, "roi_heads.box_predictor.cls_score.weight"):
         if needed not in state:
             raise WeightsError(

@@ -15,12 +15,13 @@ from PIL import Image
 from cmkd.evaluation.pipeline import load_comparable
 from cmkd.frames.annotations import distance_to, parse_labels
 from cmkd.frames.images import read_rgb, read_slice
-from cmkd.runtime import claims, distributed, files
+from cmkd.runtime import claims, distributed, files, hardware
+from cmkd.runtime.failures import StopRequest
 from cmkd.runtime.files import UserError
-from cmkd.runtime.weights import WeightsError, read_state
+from cmkd.runtime.weights import WeightsError, read_state, sha256_of
 from cmkd.viewing.annotate_pictures import find_pictures, read_picture
 from dataset import SeeingThroughFog
-from models import Detector
+from models import Detector, load_detector
 
 KITTI = "0.00 0 0 500 200 560 400 -1 -1 -1 -1000 -1000 -1000 -10"
 
@@ -403,3 +404,67 @@ def test_linked_folders_and_all_kinds_of_pictures_are_found(tmp_path, capsys):
     found = [str(file.relative_to(photos)) for file in find_pictures(photos)]
     assert found == ["b.JPG", "c.tga", "linked/a.gif"]
     assert "1 files are no pictures, like notes.txt" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------ found by reading
+
+
+def test_weights_beside_the_json_of_others_are_warned_of(two_classes, tmp_path, capsys):
+    file = tmp_path / "w.pth"
+    file.write_bytes(two_classes.read_bytes())
+    settings = json.loads(two_classes.with_suffix(".json").read_text())
+    file.with_suffix(".json").write_text(json.dumps({**settings, "sha256": sha256_of(file)}))
+    load_detector(file)
+    assert "is not the file" not in capsys.readouterr().err
+    file.with_suffix(".json").write_text(json.dumps({**settings, "sha256": "0" * 64}))
+    load_detector(file)
+    assert "w.pth is not the file that" in capsys.readouterr().err
+
+
+def test_frames_that_are_validated_and_trained_on_are_warned_of(synthetic, tmp_path):
+    options = ["--max-iterations", 1, "--val-list", "train_night"]
+    done = train("baseline", synthetic, tmp_path, "", *options)
+    assert "6 frames of" in done.stderr
+    assert "are trained on: the validation AP will say nothing" in done.stderr
+
+
+def test_boxes_in_pixels_of_the_images_are_warned_of(tmp_path):
+    for scale, expected in ((1, 1), (4, 0)):
+        root = tmp_path / str(scale)
+        for name in "abcd":
+            boxes = [
+                label_line(box=tuple(scale * value for value in (n, n, 100 + n, 60 + n)))
+                for n in range(10)
+            ]
+            write_frame(root, name, (160, 96), "".join(boxes))
+        for split in ("train", "val"):
+            (root / f"{split}_night.txt").write_text({"train": "a\nb\nc", "val": "d"}[split])
+        done = run_here([str(ROOT / "check_data.py"), str(root), "--workers", "1"])
+        assert done.stdout.count("no box reaches beyond 160x96") == expected
+
+
+def test_processes_of_another_tool_change_no_workers(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")
+    for name in distributed.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    assert hardware.loader_processes() >= 1
+
+
+def test_a_closed_terminal_is_a_stop_request(monkeypatch):
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("text", ["", "max\n", "100000 x 1\n"])
+def test_an_odd_quota_is_none(tmp_path, monkeypatch, text):
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(hardware, "CPU_QUOTA", tmp_path / "cpu.max")
+    assert hardware.quota() == float("inf")

@@ -99,13 +99,19 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class StopRequest:
-    """Notes the first Ctrl-C or SIGTERM within the `with` block; a second Ctrl-C stops at once."""
+    """Notes the first Ctrl-C, SIGTERM or SIGHUP within the `with` block.
+
+    A second Ctrl-C stops at once. A terminal that is closed sends SIGHUP; under nohup it stays
+    ignored.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> "StopRequest":
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
         self.before = {number: signal.signal(number, self.on_signal) for number in signals}
         return self
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torchvision
 
+from cmkd.runtime import distributed
 from cmkd.runtime.command_line import cores
 from cmkd.runtime.files import REPOSITORY, reason_of
 
@@ -121,14 +122,15 @@ def quota() -> float:
     """How many cores a container's time is worth (`docker run --cpus`); infinite outside one."""
     try:
         allowed, period = CPU_QUOTA.read_text().split()
-    except OSError:
+    except (OSError, ValueError):
         return math.inf
     return math.inf if allowed == "max" else int(allowed) / int(period)
 
 
 def loader_processes() -> int:
     """One for each core that this process may use, at most 8, divided among torchrun's."""
-    return max(1, min(8, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.is_torchrun() else 1
+    return max(1, min(8, cores() // processes))
 
 
 # ------------------------------------------------------------------------------------- the machine
