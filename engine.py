@@ -185,7 +185,7 @@ def fit(
     is_first = distributed.rank() == 0
     tested = set(val_loader.dataset.names)
     if shared := [name for name in train_loader.dataset.names if name in tested]:
-        warn(
+        print(
             f"{len(shared)} frames of {val_loader.dataset.list_file}, like {shared[0]}, are "
             "trained on: the validation AP will say nothing"
         )

@@ -329,7 +329,10 @@ def test_what_cannot_be_compared(synthetic, tmp_path):
         ((a, c), "compare weights of the same classes"),
         ((a, a), "a.pth is named twice"),
         ((a, d), "trained with different --ignore (none; DontCare): pass --ignore"),
-        ((a, b, "--classes", "Pedestrian"), "b.pth has 2 classes, --classes names 1"),
+        (
+            (a, b, "--classes", "Pedestrian"),
+            "b.pth was trained on --classes Pedestrian RidableVehicle",
+        ),
     ):
         done = run_script("test.py", "--data", synthetic, "--weights", *options, expect=2)
         assert message in the_error(done)

@@ -118,7 +118,9 @@ def test_the_key_is_of_resolved_paths(frames, tmp_path):
             file = frames / folder / f"{name}.png"
             status = file.stat()
             content.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    assert cached(frames).cache.file.name == f"frames-{os.getuid()}-{content.hexdigest()[:16]}.cache"
+    assert (
+        cached(frames).cache.file.name == f"frames-{os.getuid()}-{content.hexdigest()[:16]}.cache"
+    )
 
 
 def test_flips_follow_the_cache(frames):

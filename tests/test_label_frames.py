@@ -674,7 +674,7 @@ def test_coco_and_back(data, weights, scores, tmp_path):
     first = doubtful[0]["image_id"]
     doubtful[0] |= {"doubtful": False, "iscrowd": 0, "bbox": [10, 20, 30, 40]}
     for image in content["images"]:
-        image["file_name"] = f"images/{image['file_name']}.png"
+        image["file_name"] = f"images/{image['file_name']}"
     file.write_text(json.dumps(content))
     assert "1 frames are a human's now, 5 are" in take_back(data, "coco", file).stdout
     name = names_of(data)[first]

@@ -275,6 +275,7 @@ def test_what_a_kill_left_half_written_is_removed(one_frame, tmp_path):
         "last.pth",
         "log.jsonl",
         "previous.pth",
+        "run_id",
     ]
 
 

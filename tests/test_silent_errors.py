@@ -424,8 +424,8 @@ def test_weights_beside_the_json_of_others_are_warned_of(two_classes, tmp_path, 
 def test_frames_that_are_validated_and_trained_on_are_warned_of(synthetic, tmp_path):
     options = ["--max-iterations", 1, "--val-list", "train_night"]
     done = train("baseline", synthetic, tmp_path, "", *options)
-    assert "6 frames of" in done.stderr
-    assert "are trained on: the validation AP will say nothing" in done.stderr
+    assert "6 frames of" in done.stdout
+    assert "are trained on: the validation AP will say nothing" in done.stdout
 
 
 def test_boxes_in_pixels_of_the_images_are_warned_of(tmp_path):

@@ -507,6 +507,7 @@ def test_a_frame_may_be_in_both_lists(frames):
 
 def test_checkpoints_of_earlier_versions_resume_with_the_defaults_alone(tmp_path):
     args = vars(training_parser("baseline", None).parse_args([]))
+    args["input"] = "rgb+gated"  # of train_teacher.py alone
     assert {name: args[name] for name in checkpoint.ADDED_OPTIONS} == checkpoint.ADDED_OPTIONS
     before = {
         name: value
@@ -522,6 +523,7 @@ def test_checkpoints_of_earlier_versions_resume_with_the_defaults_alone(tmp_path
         "machine_boxes": False,
         "steps_per_epoch": 7,
         "decay_epochs": 4,
+        "input": "gated",
     }
     assert others.keys() == checkpoint.ADDED_OPTIONS.keys()
     for name, value in others.items():

@@ -365,7 +365,7 @@ def test_detections_of_pictures_are_those_of_test_py(synthetic, untrained, tmp_p
 
 
 def test_pictures_that_cannot_be_detected(untrained, tmp_path, monkeypatch):
-    empty, photos, notes = tmp_path / "empty", tmp_path / "photos", tmp_path / "notes.psd"
+    empty, photos, notes = tmp_path / "empty", tmp_path / "photos", tmp_path / "notes.doc"
     empty.mkdir()
     photos.mkdir()
     one = photos / "one.png"
@@ -384,7 +384,7 @@ def test_pictures_that_cannot_be_detected(untrained, tmp_path, monkeypatch):
         (empty, out, "empty has no picture"),
         (tmp_path / "gone", out, "gone is missing: name a picture"),
         (tmp_path / "drive.mp4", out, "is a video: write its frames to a folder first"),
-        (notes, out, "notes.psd is no picture"),
+        (notes, out, "notes.doc is no picture"),
         (photos, photos, replaced),
         (one, photos, replaced),
         (one, tmp_path, replaced),
