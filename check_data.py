@@ -37,7 +37,7 @@ from dataset import SeeingThroughFog
 
 HEIGHT_LIMITS = (32, 64, 128)  # label px, between the columns of the class table
 SHEET_ROWS = 12
-ENOUGH_BOXES = 30  # to judge by where none is
+ENOUGH_BOXES = 30  # fewer are too few to judge by
 
 
 def check(root: Path, workers: int, sheet: Path | None) -> None:
@@ -84,7 +84,7 @@ def in_another_space(root: Path, frames: dict[str, CheckedFrame]) -> list[str]:
     """A warning if all boxes would be within images that are smaller than label space."""
     boxes = [label.box for frame in frames.values() for label in frame.labels]
     sizes = [frame.size for frame in frames.values() if frame.size]
-    if len(boxes) < ENOUGH_BOXES:
+    if len(boxes) < ENOUGH_BOXES or not sizes:
         return []
     width, height = (max(size[axis] for size in sizes) for axis in (0, 1))
     right, bottom = (max(box[axis] for box in boxes) for axis in (2, 3))

@@ -385,7 +385,8 @@ def load_detector(
     file = Path(file)
     state = read_state(file)
     settings = read_settings(file)
-    if settings.get("sha256") not in (None, sha256_of(file)):
+    described = settings.get("sha256")
+    if described and described != sha256_of(file):
         warn(
             f"{file} is not the file that {settings_file(file)} describes: its classes and sizes "
             "may be those of other weights"

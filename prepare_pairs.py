@@ -128,7 +128,7 @@ def prepare(
     place(rgb, task.pair.rgb, as_it_is, RGB_FOLDER, task, args, counts)
 
     second = open_picture(task.pair.second, args.colour_bits)
-    is_as_it_was = may_be_linked(second, task.pair.second)
+    is_as_it_was = may_be_linked(second, task.pair.second) and not args.colour_bits
     try:
         grey = to_eight_bits(second, conversion.low_high)
     except UserError as error:

@@ -57,8 +57,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--published",
         action="store_true",
-        help="the checkpoints in weights/published, in float32 and with boxes that are not clipped "
-        "to the image, as the published code evaluated them, beside the paper's figures",
+        help="test the checkpoints in weights/published the way the published code did (float32, "
+        "boxes not clipped to the image), and show the paper's figures too",
     )
     parser.add_argument(
         "--lists",

@@ -97,6 +97,8 @@ def test_the_tables_compare_with_the_control(study, tmp_path):
     entry = compare_detectors(truth, found, "self_labels", None, 5)["teacher_labels"]["AP"]
     against = figures["comparisons"]["test_night"]["against"]["self_labels"]
     assert against["teacher_labels"]["AP"]["difference"] == pytest.approx(entry["difference"])
+    assert list(figures["curve"]) == ["4"]  # the baseline's labelled frames
+    assert set(figures["label_equivalents"]) == set(STUDENTS)
     table = (tmp_path / "f.md").read_text()
     assert f"{100 * entry['difference']:+.1f} [" in table
     error = the_error(run_study(script, *options, "--seeds", 7, expect=2))

@@ -44,9 +44,10 @@ def load_comparable(
     refuse_duplicates(files)
     detectors = [load_detector(file, min_size, max_size) for file in files]
     settings = [read_settings(file) for file in files]
-    settings_of = dict(zip(files, settings, strict=True))
     trained_on = [one.get("classes") or list(DEFAULT_CLASSES) for one in settings]
-    for file, own_classes, detector in zip(files, trained_on, detectors, strict=True):
+    for file, own, own_classes, detector in zip(
+        files, settings, trained_on, detectors, strict=True
+    ):
         if detector.settings["modality"] not in FOLDERS_OF:
             raise WeightsError(
                 f"{file} takes {detector.settings['channels']} channels: expected 3 (RGB) or 6 "
@@ -57,7 +58,7 @@ def load_comparable(
                 f"{files[0]} was trained on {' '.join(trained_on[0])} and {file} on "
                 f"{' '.join(own_classes)}: compare weights of the same classes, or pass --classes"
             )
-        if "classes" not in settings_of[file]:
+        if not own.get("classes"):
             shown = " ".join(classes or own_classes)
             print(f"{file}: no JSON says its classes; they are taken for {shown}")
         elif classes and same_groups(classes) != same_groups(own_classes):

@@ -29,7 +29,7 @@ INSIDE = 1e-6  # shares may be above 1 by rounding
 class Annotation:
     """One box as a format has it."""
 
-    name: str  # the class, as the format calls it
+    name: str  # of the class, in the words of the data set
     corners: Corners  # px of the picture, from 0
     is_region: bool = False  # crowd, difficult or ignored: neither an object nor background
     truncated: float = 0.0  # 0..1

@@ -6,7 +6,7 @@ Every file of every list is read like the dataset reads it, and errors have the 
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class CheckedFrame:
     labels: list[Label]  # boxes are clipped to label space, without those outside, as in training
     errors: list[str]
     warnings: list[str]
-    copies: list[str] = field(default_factory=list)  # of label lines
+    copies: list[str]  # warnings about label lines that occur twice
 
 
 # -------------------------------------------------------------------------------------------- lists
@@ -111,13 +111,14 @@ def read_frame(root: Path, frame: tuple[str, str]) -> CheckedFrame:
     name, list_line = frame
     labels, label_errors, warnings = check_labels(root, name, list_line)
     size, image_errors = check_images(root, name, list_line)
+    different = without_copies(labels)
     copies = [
         f"{label_file(root, name)}:{label.line}: is the same as an earlier line: remove it, "
         "because training and test keep one"
         for label in labels
-        if label not in without_copies(labels)
+        if label not in different
     ]
-    return CheckedFrame(size, without_copies(labels), label_errors + image_errors, warnings, copies)
+    return CheckedFrame(size, different, label_errors + image_errors, warnings, copies)
 
 
 def check_images(root: Path, name: str, list_line: str) -> tuple[tuple[int, int] | None, list[str]]:

@@ -47,10 +47,8 @@ def on_disk(path: str) -> str:
     if path.isascii() or os.path.exists(path):  # noqa: PTH110 - called for every file
         return path
     folder, _, name = path.rpartition("/")
-    for form in ("NFC", "NFD"):
-        if os.path.exists(spelled := f"{folder}/{unicodedata.normalize(form, name)}"):  # noqa: PTH110
-            return spelled
-    return path
+    spellings = [f"{folder}/{unicodedata.normalize(form, name)}" for form in ("NFC", "NFD")]
+    return next((one for one in spellings if Path(one).exists()), path)
 
 
 def recording_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Whom labels of unlabelled pairs help to see: the arms of docs/unlabelled.md, compared.
+"""Compares the networks of docs/unlabelled.md: whom do labels of unlabelled pairs help to see?
 
     python reproduce.py --preset unlabelled --seeds 0 1 2
     python -m cmkd.study.unlabelled --study runs/unlabelled --seeds 0 1 2 --json labels.json
@@ -30,6 +30,7 @@ from cmkd.evaluation.metrics import (
 from cmkd.evaluation.options import add_draws, add_json, add_seeds, add_study
 from cmkd.evaluation.pipeline import with_conditions
 from cmkd.evaluation.tables import markdown_table, print_and_save
+from cmkd.frames.layout import list_file, read_list
 from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, read_json
@@ -104,15 +105,14 @@ def working_points(
     points = {name: {"recall_seen": [], "false_positives": []} for name in found}
     categories = [category["id"] for category in truth["categories"]]
     for index, baseline in enumerate(found["baseline"]):
+        references = [match(truth, baseline, category) for category in categories]
+        wanted = [recall(one, np.ones(len(one.truth), bool)) for one in references]
         for name, by_seed in found.items():
             seen, false_positives = [], []
-            for category in categories:
-                reference = match(truth, baseline, category)
-                everyone = np.ones(len(reference.truth), bool)
-                wanted = recall(reference, everyone)
+            for category, recall_of_baseline in zip(categories, wanted, strict=True):
                 matches = match(truth, by_seed[index], category)
                 seen.append(recall(matches, ~unseen_by_rgb(matches.truth)))
-                false_positives.append(false_positives_at(matches, wanted))
+                false_positives.append(false_positives_at(matches, recall_of_baseline))
             points[name]["recall_seen"].append(mean_of_defined(seen))
             points[name]["false_positives"].append(mean_of_defined(false_positives))
     return points
@@ -155,8 +155,21 @@ def compare(
     return comparisons
 
 
+def labels_of_baselines(records: Records, seed: int) -> dict[int, str]:
+    """The finished RGB networks that learned from labelled frames alone, by how many these are."""
+    by_count = {}
+    for name in finished_networks(records, [seed]):
+        network = NETWORKS[name]
+        if network.script == "baseline" and not network.unlabelled:
+            arguments = records[f"seed{seed}/{name}"]["arguments"]
+            data = Path(option_value(arguments, "--data"))
+            train_list = list_file(data, option_value(arguments, "--train-list"))
+            by_count[len(read_list(train_list))] = name
+    return by_count
+
+
 def label_equivalents(aps: dict[int, float], ap: float) -> str:
-    """How many labelled frames give an AP, by the curve of baselines: `400 frames: 12.3`.
+    """How many labelled frames give an AP, by the APs of baselines with so many.
 
     Interpolated in the logarithm of the number of frames.
     """
@@ -275,25 +288,29 @@ def main() -> None:
         by_day[START] = [ap_by_day(args.study, START)]
 
     comparisons = compare(args, records, names)
-    curve = {}
-    for name in finished_networks(records, args.seeds[:1]):
-        network = NETWORKS[name]
-        if network.script == "baseline" and network.train_frames:
-            curve[network.train_frames] = name
-    test_list = list(comparisons)[1]
+    seed, test_list = args.seeds[0], list(comparisons)[1]
+    curve = {
+        count: metrics_of(args.study, seed, name, test_list)["AP"]
+        for count, name in labels_of_baselines(records, seed).items()
+    }
+    equivalents = {
+        name: label_equivalents(curve, metrics_of(args.study, seed, name, test_list)["AP"])
+        for name in names
+        if NETWORKS[name].unlabelled
+    }
     figures = {
         "comparisons": none_for_nan(comparisons),
         "ap_by_day": by_day,
-        "curve": {
-            count: metrics_of(args.study, args.seeds[0], name, test_list)
-            for count, name in curve.items()
-        },
+        "curve": curve,
+        "label_equivalents": equivalents,
     }
     tables = [
         markdown_table(arm_rows(args, names, comparisons, by_day)),
         f"Recalls are at {WORKING_POINT} false positives per image. AP by day of the start: "
         f"{mean_and_deviation(by_day.get(START, []))}.",
         markdown_table(difference_rows(names, comparisons)),
+        f"As good as how many labelled frames, by the baselines of seed {seed}: "
+        + "; ".join(f"{name} {count}" for name, count in equivalents.items()),
     ]
     print_and_save("\n\n".join(tables), figures, args.json)
 

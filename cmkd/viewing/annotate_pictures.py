@@ -20,7 +20,8 @@ from cmkd.viewing.contact_sheet import Box, draw_boxes, save_picture
 from cmkd.viewing.drawing import HIT, corners
 from models import Detector
 
-# What turns a picture upright, by its EXIF orientation.
+# What turns a picture upright, by its EXIF orientation. ImageOps.exif_transpose also writes the
+# other entries anew, and fails at odd ones.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
