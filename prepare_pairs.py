@@ -136,7 +136,7 @@ def prepare(
     if grey.size != rgb.size and conversion.homography is None:
         refuse_other_shape(task.pair, rgb.size, grey.size)
     fitting = in_view_of_rgb(grey, rgb.size, conversion.homography)
-    is_as_it_was &= fitting is grey and bits_of(second) == 8
+    is_as_it_was &= fitting is grey
     file = place(fitting, task.pair.second, is_as_it_was, GATED_FOLDERS[0], task, args, counts)
     for folder in GATED_FOLDERS[1:]:
         link(Path("..") / GATED_FOLDERS[0] / file.name, args.out / folder / file.name)

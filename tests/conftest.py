@@ -6,9 +6,11 @@ import json
 import os
 import runpy
 import shutil
+import struct
 import subprocess
 import sys
 import traceback
+import zlib
 from pathlib import Path
 from unittest.mock import patch
 
@@ -61,6 +63,25 @@ def write_frame(root, name, size=(160, 96), labels=""):
         Image.fromarray(picture).save(root / folder / f"{name}.png")
     (root / "gated_labels").mkdir(exist_ok=True)
     (root / "gated_labels" / f"{name}.txt").write_text(labels)
+
+
+def write_16_bit_colour_png(file, values):
+    """A minimal PNG (no filters), because Pillow cannot write 16-bit colour."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def run_script(script, *arguments, expect=0):

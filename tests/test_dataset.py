@@ -3,15 +3,13 @@
 import hashlib
 import json
 import pickle
-import struct
 import sys
-import zlib
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import label_line, write_frame
+from conftest import label_line, write_16_bit_colour_png, write_frame
 from PIL import Image
 
 import dataset as dataset_module
@@ -112,25 +110,6 @@ def test_16_bit_colour_slice(frames):
     write_16_bit_colour_png(frames / "gated1" / "a.png", np.stack([values] * 3, axis=-1))
     image, _ = SeeingThroughFog(frames, "train_night")[0]
     assert torch.equal(image[4], torch.from_numpy(values >> 2).to(torch.uint8))
-
-
-def write_16_bit_colour_png(file, values):
-    """A minimal PNG (no filters), because Pillow cannot write 16-bit colour."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    height, width, _ = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    file.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 def test_jpg_and_official_list_form(tmp_path):

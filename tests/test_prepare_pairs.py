@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_here, the_error
+from conftest import ROOT, run_here, the_error, write_16_bit_colour_png
 from PIL import Image
 
 from cmkd.frames.annotation_formats import names_in_yaml
@@ -281,6 +281,22 @@ def test_sixteen_bits_by_one_range(source):
     assert "7000 to 8500 become 0 to 255" in prepare(source, *options, out="measured").stdout
     report = json.loads((source / "measured/pairs_report.json").read_text())
     assert report["second_range"] == [7000, 8500]
+
+
+def test_twelve_bits_in_colour_of_16_are_asked_for_and_converted(source):
+    """In both cameras: neither file is linked, because the loader would read it otherwise."""
+    width, height = SIZE
+    values = np.linspace(0, 4095, width * height * 3).astype(int).reshape(height, width, 3)
+    for folder in ("rgb", "ir"):
+        for name in PEOPLE:
+            write_16_bit_colour_png(source / f"{folder}/{name}.png", values)
+    options = ["--labels", write_coco(source), "--format", "coco"]
+    assert "pass --colour-bits N" in prepare(source, *options, expect=2).stderr
+    prepare(source, *options, "--colour-bits", 12, out="converted")
+    for folder in ("images", "gated0"):
+        file = source / f"converted/{folder}/a.png"
+        assert not file.is_symlink()
+        assert np.array_equal(np.asarray(Image.open(file)), values >> 4)
 
 
 def test_a_homography_brings_the_second_camera_into_view(source):

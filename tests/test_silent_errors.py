@@ -128,29 +128,12 @@ def test_exported_names_can_be_opened(tmp_path):
 # ----------------------------------------------------------------------------------------- pictures
 
 
-def sixteen_bit_colour(file, largest):
-    """A 16-bit colour PNG, which Pillow cannot write: by hand."""
-    import struct
-    import zlib
-
-    values = np.linspace(0, largest, 8 * 6 * 3).astype(">u2").reshape(6, 8, 3)
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
-
-    def chunk(kind, data):
-        check = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
-
-    head = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
-    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    return values
-
-
 def test_sixteen_bit_colour_is_refused_as_rgb_and_read_as_a_slice(tmp_path):
-    values = sixteen_bit_colour(tmp_path / "a.png", 1023)
+    values = np.linspace(0, 1023, 8 * 6 * 3).astype(int).reshape(6, 8, 3)
+    write_16_bit_colour_png(tmp_path / "a.png", values)
     with pytest.raises(UserError, match="nothing says how many of them are used"):
         read_rgb(tmp_path / "a.png")
-    wanted = values.astype(int).sum(axis=2) // 3 >> 2
+    wanted = values.sum(axis=2) // 3 >> 2
     assert np.array_equal(read_slice(tmp_path / "a.png")[0].numpy(), wanted)
 
 
