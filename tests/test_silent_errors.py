@@ -9,7 +9,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, label_line, run_here, the_error, train, write_frame
+from conftest import (
+    ROOT,
+    label_line,
+    run_here,
+    the_error,
+    train,
+    write_16_bit_colour_png,
+    write_frame,
+)
 from PIL import Image
 
 from cmkd.evaluation.pipeline import load_comparable
