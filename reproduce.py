@@ -2,13 +2,15 @@
 
     python reproduce.py --preset smoke --out runs/demo            # `make demo`: minutes
     python reproduce.py --preset cpu --seeds 0 1 2                # docs/results.md: hours
+    python reproduce.py --preset unlabelled --seeds 0 1 2         # docs/unlabelled.md: hours
     python reproduce.py --preset paper --data data --seeds 0 1 2  # the paper's table
 
 Without --data it simulates nights. All networks start from an RGB detector of simulated days, in
-place of COCO weights, which not everyone can download: for the presets smoke and cpu it is in
-pretrained/, for gpu it is trained first. All are trained and tested as a user would. OUT/results.md
-is the table, results.json all numbers, results.png the picture, comparison.html a page with frames
-of the first seed. A failed job is reported and its cells are dashes; the same command resumes.
+place of COCO weights, which not everyone can download: for the presets smoke, cpu and unlabelled
+it is in pretrained/, for gpu it is trained first. All are trained and tested as a user would.
+OUT/results.md is the table, results.json all numbers, results.png the picture, comparison.html a
+page with frames of the first seed. A failed job is reported and its cells are dashes; the same
+command resumes.
 """
 
 import argparse
@@ -128,8 +130,9 @@ def parse_arguments() -> argparse.Namespace:
         "--preset",
         choices=PRESETS,
         default="smoke",
-        help="smoke: minutes; cpu: hours on two cores; gpu: minutes on a large GPU; paper: the "
-        "published recipe on --data (default: smoke)",
+        help="smoke: minutes; cpu: hours on two cores; gpu: minutes on a large GPU; unlabelled: "
+        "networks that label for others, hours on two cores; paper: the published recipe on --data "
+        "(default: smoke)",
     )
     parser.add_argument("--out", type=Path, help="folder of everything (default: runs/PRESET)")
     add_seeds(parser)
