@@ -1,7 +1,6 @@
 """A prepared data folder -> samples: which frames, which classes, which boxes."""
 
 import argparse
-import atexit
 import bisect
 import contextlib
 import hashlib
@@ -51,11 +50,12 @@ from cmkd.frames.layout import (
     other_size_message,
     parse_list,
     read_list,
+    refuse_forbidden,
     refuse_held_out_frames,
 )
 from cmkd.frames.machine_labels import refuse_disagreement
 from cmkd.runtime import distributed
-from cmkd.runtime.failures import prepare_for_workers, share, start_worker
+from cmkd.runtime.failures import at_end, prepare_for_workers, share, start_worker
 from cmkd.runtime.files import UserError
 from utils import refuse_unlabelled_misuse
 
@@ -99,6 +99,7 @@ class SeeingThroughFog(Dataset):
         self.root = Path(root)
         self.list_file = list_file(self.root, list_name)
         self.folders = FOLDERS_OF[modality]
+        refuse_forbidden(self.root, *self.folders, *([labels] if labels else []))
         self.label_folder = labels
         self.ignored = ignored_patterns(ignore)
         if labels != LABEL_FOLDER:
@@ -229,7 +230,7 @@ class SeeingThroughFog(Dataset):
         with self._progress("opening the cache") as indices:
             files = (file for index in indices for file in self.image_files(index))
             self.cache = FrameCache(kind, self.root / ".cache", files, shape)
-        atexit.register(self.cache.remove)
+        at_end(self.cache.remove)
         gigabytes = self.cache.bytes / 1e9
         print(f"--cache {kind}: {len(self)} frames in {gigabytes:.2f} GB, {self.cache.file}")
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_an_error_in_one_process_ends_both_with_its_message(synthetic, tmp_path,
 def test_sigterm_to_torchrun_saves_and_stops_all_and_one_process_resumes(synthetic, tmp_path):
     """As a scheduler sends it; torchrun passes it on to the processes and their workers."""
     run_dir = tmp_path / "run"
-    options = "--workers 1 --batch-size 1 --epochs 99 --patience 100"
+    options = "--workers 1 --batch-size 1 --epochs 99 --patience 100 --cache ram"
     command = training("baseline", synthetic, tmp_path, *options.split())
     process = subprocess.Popen(
         [*TORCHRUN, "--nproc_per_node=2", *map(str, command)],
@@ -157,7 +158,9 @@ def test_sigterm_to_torchrun_saves_and_stops_all_and_one_process_resumes(synthet
     )
     wait_for_saves(process, run_dir, 2)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
+    [cache] = set(re.findall(r"/\S+/frames-\S+\.cache", out))
+    assert not Path(cache).exists()
     stopped = r"stopped by SIGTERM after step (\d+) of epoch (\d+); everything is saved"
     [(step, epoch)] = re.findall(stopped, err)
     state = torch.load(run_dir / "last.pth", weights_only=True)["state"]

@@ -1,18 +1,25 @@
 """What would give wrong results without a word: labels, pictures and classes that mislead."""
 
+import contextlib
 import errno
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import (
     ROOT,
+    TINY,
     label_line,
     run_here,
+    run_script,
     the_error,
     train,
     write_16_bit_colour_png,
@@ -24,6 +31,7 @@ from cmkd.evaluation.pipeline import load_comparable
 from cmkd.frames.annotations import distance_to, parse_labels
 from cmkd.frames.images import read_rgb, read_slice
 from cmkd.runtime import claims, distributed, files, hardware
+from cmkd.runtime.command_line import cores
 from cmkd.runtime.failures import StopRequest
 from cmkd.runtime.files import UserError
 from cmkd.runtime.weights import WeightsError, read_state, sha256_of
@@ -395,6 +403,114 @@ def test_linked_folders_and_all_kinds_of_pictures_are_found(tmp_path, capsys):
     found = [str(file.relative_to(photos)) for file in find_pictures(photos)]
     assert found == ["b.JPG", "c.tga", "linked/a.gif"]
     assert "1 files are no pictures, like notes.txt" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------- worker processes
+
+
+def pool_workers(process):
+    """The worker processes of a script's pool, once there are two."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        workers = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(process.pid) and b"spawn_main" in (
+                    (folder / "cmdline").read_bytes()
+                ):
+                    workers.append(int(folder.name))
+        if len(workers) == 2:
+            return workers
+        time.sleep(0.01)
+    raise AssertionError("no pool was started")
+
+
+@pytest.fixture(params=["make_synthetic.py", "check_data.py"])
+def with_a_pool(request, synthetic, tmp_path):
+    """A script that works in two processes, started as a terminal does, and its command."""
+    options = [synthetic]
+    if request.param == "make_synthetic.py":
+        options = ["--out", tmp_path / "data", "--frames", 6, 2, 2, "--size", "96x64"]
+    command = [sys.executable, ROOT / request.param, *options, "--workers", 2]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield process, command
+    process.kill()
+    process.communicate()
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds them in /proc")
+
+
+@needs_proc
+def test_a_killed_worker_is_one_line_and_the_next_call_goes_on(with_a_pool):
+    process, command = with_a_pool
+    os.kill(pool_workers(process)[0], signal.SIGKILL)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].endswith("probably because memory was short: lower --workers")
+    run_script(Path(command[1]).name, *command[2:-1], 1)
+
+
+@needs_proc
+def test_ctrl_c_prints_no_traceback(with_a_pool):
+    """A terminal sends it to the script and its workers alike."""
+    process, _ = with_a_pool
+    pool_workers(process)
+    os.killpg(process.pid, signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")
+def test_cores_of_others_are_not_counted():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cores() == 1
+        assert hardware.loader_processes() <= 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+# --------------------------------------------------------------------------------------- permission
+
+
+def as_another_user(*command):
+    """Run a script as a user who may read a folder only if its mode says so."""
+    powers = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if os.getuid() == 0 and not shutil.which(powers[0]):
+        pytest.skip("root may read everything, and setpriv is missing")
+    prefix = powers if os.getuid() == 0 else []
+    return subprocess.run(
+        [*prefix, sys.executable, *map(str, command)], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("forbidden", [".", "gated1", "gated_labels", "train_night.txt"])
+@pytest.mark.parametrize("script", ["check_data.py", "train_teacher.py"])
+def test_what_another_user_may_not_read(tmp_path, script, forbidden):
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        write_frame(data, split, (64, 48), label_line())
+        (data / f"{split}_night.txt").write_text(split)
+    (data / forbidden).chmod(0)
+    options = ["--data", data, *TINY, "--out", tmp_path / "out", "--run-dir", tmp_path / "run"]
+    done = as_another_user(ROOT / script, *(options if script[0] == "t" else [data]))
+    (data / forbidden).chmod(0o755)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    *_, line = done.stderr.splitlines()
+    assert str((data / forbidden).resolve()) in line
+    assert "may not be read" in line or "Permission denied" in line
 
 
 # ------------------------------------------------------------------------------ found by reading

@@ -16,6 +16,7 @@ from cmkd.frames.annotations import Label, clip, has_area, parse_labels, without
 from cmkd.frames.images import read_rgb, read_slice
 from cmkd.frames.layout import (
     IMAGE_FOLDERS,
+    LABEL_FOLDER,
     RGB_FOLDER,
     SPLITS,
     UNLABELLED,
@@ -26,6 +27,7 @@ from cmkd.frames.layout import (
     other_size_message,
     parse_list,
     recording_of,
+    refuse_forbidden,
 )
 from cmkd.runtime.files import UserError
 from cmkd.runtime.parallel import parallel_map
@@ -70,6 +72,7 @@ def read_lists(root: Path) -> tuple[Lists, list[str]]:
         raise UserError(
             f"{root} is not a folder: name the one that holds the lists, images, gated0, ..."
         )
+    refuse_forbidden(root, *IMAGE_FOLDERS, LABEL_FOLDER)
     # macOS leaves files like ._train_night.txt on other disks.
     files = sorted(file for file in root.glob("*.txt") if not file.name.startswith("."))
     if not files:

@@ -76,6 +76,15 @@ def label_file(root: Path, name: str, folder: str = LABEL_FOLDER) -> Path:
     return Path(on_disk(f"{root / folder}/{name}.txt"))
 
 
+def refuse_forbidden(root: Path, *folders: str) -> None:
+    """Raise `UserError` for a folder that this user may not read: its files would seem missing."""
+    for folder in (root, *(root / name for name in folders)):
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+            raise UserError(
+                f"{folder} may not be read by this user: let its owner run chmod -R a+rX {folder}"
+            )
+
+
 def missing_image_message(root: Path, folder: str, name: str, list_line: str) -> str:
     """The error for an image that is missing. `list_line` is like `data/train_night.txt:7`."""
     return (

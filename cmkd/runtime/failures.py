@@ -1,5 +1,6 @@
 """What ends a program early, in one line: errors, Ctrl-C, SIGTERM, out of memory, dead workers."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ from cmkd.runtime import distributed, hardware
 from cmkd.runtime.files import UserError, print_error, reason_of
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+tidying: list[Callable[[], None]] = []  # what `at_end` was given
 
 
 def run(main: Callable[[], None]) -> None:
@@ -40,6 +42,8 @@ def run(main: Callable[[], None]) -> None:
         exit_process(128 + signal.SIGPIPE)
     except UserError as error:
         fail(text_of(error))
+    except PermissionError as error:
+        fail(f"{error.filename} may not be used by this user ({error.strerror}): ask its owner")
     except distributed.EndedElsewhereError:
         exit_process(2)
     except KeyboardInterrupt:
@@ -82,10 +86,18 @@ def fail(message: str) -> NoReturn:
     exit_process(2)
 
 
+def at_end(tidy: Callable[[], None]) -> None:
+    """Call `tidy` when the program ends, in every way but a kill."""
+    atexit.register(tidy)
+    tidying.append(tidy)
+
+
 def exit_process(code: int) -> NoReturn:
     """End the program; with several processes immediately: a clean shutdown waits for all."""
     if distributed.world_size() > 1:
         end_workers()
+        for tidy in tidying:
+            tidy()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -31,7 +31,13 @@ def parallel_map(
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, spawn, start_process, (work,))
     try:
-        yield from progress(pool.map(work_in_process, frames, chunksize=4))
+        # Ctrl-C reaches all processes, but the main one ends the others. They inherit the mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            results = pool.map(work_in_process, frames, chunksize=4)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from progress(results)
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, probably because memory was short: lower --workers"
@@ -43,7 +49,6 @@ def parallel_map(
 def start_process(work: Callable) -> None:
     """Set up a worker process, which uses one core."""
     global work_of_process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends them
     torch = sys.modules.get("torch")  # imported with `work` if it needs torch: takes seconds
     if torch:
         torch.set_num_threads(1)
