@@ -380,6 +380,11 @@ class TrainingFrames(Dataset):
         return any(part.has_boxes for part in self.parts)
 
     @property
+    def fingerprint(self) -> str:
+        """A hash of the parts' frames and boxes."""
+        return hashlib.sha256("".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+
+    @property
     def names(self) -> Iterator[str]:
         """The frames' names, part by part."""
         return (name for part in self.parts for name in part.names)

@@ -159,9 +159,9 @@ def fit(
     the script's options: `Options` are taken from them, all are logged, and none may change when
     the run is resumed, except those in `checkpoint.MAY_CHANGE_ON_RESUME`.
 
-    Raises `UserError` if the run exists already, if arguments changed on resume, for files that
-    cannot be read or written, and for a loss that is not finite. Ctrl-C and SIGTERM end the program
-    once the step is done and saved (on CUDA up to 20 steps later).
+    Raises `UserError` if the run exists already, if arguments or labels changed on resume, for
+    files that cannot be read or written, and for a loss that is not finite. Ctrl-C and SIGTERM end
+    the program once the step is done and saved (on CUDA up to 20 steps later).
     """
     options = Options.of(arguments)
     log_file = options.run_dir / "log.jsonl"
@@ -176,7 +176,11 @@ def fit(
     also_trained = nn.Identity() if also_trained is None else also_trained
     trained = nn.ModuleDict({"model": model, "also_trained": also_trained})
     distributed.synchronise_norms(trained)
-    progress, random_states = begin_run(options, weights, trained, optimizer, arguments)
+    data = {
+        loader.dataset.list_file.stem: loader.dataset.fingerprint
+        for loader in (train_loader, val_loader)
+    }
+    progress, random_states = begin_run(options, weights, trained, optimizer, arguments, data)
     if not train_loader.dataset.has_boxes:
         warn(
             f"{train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing "
@@ -197,7 +201,7 @@ def fit(
             content = {name: part.state_dict() for name, part in trained.items()}
             content |= {"optimizer": optimizer.state_dict(), "state": asdict(progress)}
             content |= {"random_states": states, "arguments": checkpoint.comparable(arguments)}
-            content |= {"threads": torch.get_num_threads()}
+            content |= {"threads": torch.get_num_threads(), "data": data}
             checkpoint.save(options.run_dir, content)
             claims.claim(weights, options.run_dir, options.checkpoint_minutes)
 
@@ -417,12 +421,14 @@ def begin_run(
     trained: nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
     arguments: dict[str, Any],
+    data: dict[str, str],
 ) -> tuple[Progress, list[dict[str, Any]]]:
     """Start or resume a run: load its newest checkpoint, set the threads, print the device.
 
-    Returns the progress and, within an epoch, the random states of all processes. The first process
-    reads the checkpoint, so no other needs the folder. Raises `UserError` if a new run would
-    overwrite an old one, for other arguments, and for a checkpoint that does not fit.
+    `data` has the fingerprints of the lists. Returns the progress and, within an epoch, the random
+    states of all processes. The first process reads the checkpoint, so no other needs the folder.
+    Raises `UserError` if a new run would overwrite an old one, for other arguments or data, and for
+    a checkpoint that does not fit.
     """
     run_dir = options.run_dir
     log_file = run_dir / "log.jsonl"
@@ -432,6 +438,8 @@ def begin_run(
         if content:
             now = checkpoint.comparable(arguments)
             checkpoint.refuse_other_arguments(run_dir, content["arguments"], now)
+            # Checkpoints of earlier versions have none.
+            checkpoint.refuse_other_data(run_dir, content.get("data", data), data)
         # A run that stopped before its first checkpoint has a log and no state: it starts anew.
         elif not (options.resume and log_file.is_file()):
             checkpoint.refuse_overwriting(run_dir, weights)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ from cmkd.evaluation.pipeline import load_comparable
 from cmkd.frames.annotations import distance_to, parse_labels
 from cmkd.frames.images import read_rgb, read_slice
 from cmkd.runtime import claims, distributed, files, hardware
-from cmkd.runtime.command_line import cores
+from cmkd.runtime.command_line import cores, with_home
 from cmkd.runtime.failures import StopRequest
 from cmkd.runtime.files import UserError
 from cmkd.runtime.weights import WeightsError, read_state, sha256_of
@@ -39,6 +40,7 @@ from cmkd.viewing.annotate_pictures import find_pictures, read_picture
 from dataset import SeeingThroughFog
 from models import Detector, load_detector
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 KITTI = "0.00 0 0 500 200 560 400 -1 -1 -1 -1000 -1000 -1000 -10"
 
 
@@ -261,13 +263,34 @@ def test_two_runs_do_not_share_a_weights_file(tmp_path):
     claims.claim(weights, tmp_path / "mine", 10)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"process": 2**22 + 1}, {"renewed": 0.0, "host": "elsewhere"}],
-    ids=["its process is gone", "it is old"],
-)
-def test_a_dead_runs_claim_is_void(tmp_path, changes):
-    claims.claim(claimed_by(tmp_path, **changes), tmp_path / "mine", 10)
+def test_the_claim_of_a_process_that_is_gone_is_void(tmp_path):
+    claims.claim(claimed_by(tmp_path, process=2**22 + 1), tmp_path / "mine", 10)
+
+
+@pytest.mark.parametrize(("minutes", "is_void"), [(29, False), (31, True)])
+def test_a_claim_is_void_after_three_checkpoints(tmp_path, minutes, is_void):
+    weights = claimed_by(tmp_path, host="elsewhere")
+    then = time.time() - 60 * minutes
+    os.utime(claims.claim_file(weights), (then, then))
+    with contextlib.nullcontext() if is_void else pytest.raises(UserError, match="on elsewhere"):
+        claims.claim(weights, tmp_path / "mine", 10)
+
+
+def test_a_clock_that_is_fast_voids_no_claim(tmp_path, monkeypatch):
+    weights = claimed_by(tmp_path, host="elsewhere")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 36000)
+    with pytest.raises(UserError, match="on elsewhere"):
+        claims.claim(weights, tmp_path / "mine", 10)
+
+
+@needs_proc
+def test_a_container_of_the_same_name_is_another_machine(tmp_path, monkeypatch):
+    """Its processes have numbers of their own, so that of the other run seems to be gone."""
+    weights = claimed_by(tmp_path, process=2**22 + 1)
+    monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[1]"))
+    with pytest.raises(UserError, match=f"process {2**22 + 1} on {socket.gethostname()}"):
+        claims.claim(weights, tmp_path / "mine", 10)
 
 
 def test_a_live_run_on_another_machine_keeps_its_claim(tmp_path):
@@ -445,9 +468,6 @@ def with_a_pool(request, synthetic, tmp_path):
     process.communicate()
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds them in /proc")
-
-
 @needs_proc
 def test_a_killed_worker_is_one_line_and_the_next_call_goes_on(with_a_pool):
     process, command = with_a_pool
@@ -575,3 +595,43 @@ def test_an_odd_quota_is_none(tmp_path, monkeypatch, text):
     (tmp_path / "cpu.max").write_text(text)
     monkeypatch.setattr(hardware, "CPU_QUOTA", tmp_path / "cpu.max")
     assert hardware.quota() == float("inf")
+
+
+def test_labels_that_change_while_a_run_waits_are_noticed(frames, tmp_path):
+    """Its best AP would be of other labels than the next one."""
+    (frames / "train_night.txt").write_text("a\n")
+    train("baseline", frames, tmp_path / "out", "", "--max-iterations", 1)
+    for name, list_name in (("a", "train_night"), ("b", "val_night")):
+        file = frames / f"gated_labels/{name}.txt"
+        before = file.read_text()
+        file.write_text(before + label_line(box=(300, 300, 400, 500)))
+        more = ["--max-iterations", 2, "--resume"]
+        done = train("baseline", frames, tmp_path / "out", "", *more, expect=2)
+        assert f"started with other frames or labels of {list_name}" in the_error(done)
+        file.write_text(before)
+    train("baseline", frames, tmp_path / "out", "", *more)
+
+
+def test_home_folders_that_a_shell_leaves(tmp_path, monkeypatch):
+    """`--out=~/data` is not expanded by shells; a folder named ~ would be made here."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    options = ["--frames", "2", "1", "1", "--size", "64x48", "--workers", "1"]
+    run_here([str(ROOT / "make_synthetic.py"), "--out=~/data", *options])
+    assert (tmp_path / "data/train_night.txt").is_file()
+    assert not Path("~").exists()
+    assert with_home("--title=a~b") == "--title=a~b"
+
+
+def test_a_terminal_without_some_letters_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    for split in ("train", "val"):
+        write_frame(tmp_path, f"{split}_é", (64, 48), label_line("Fußgänger"))
+        (tmp_path / f"{split}_night.txt").write_text(f"{split}_é\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, ROOT / "check_data.py", tmp_path, "--workers", "1"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"Fu\xdfg\xe4nger" in done.stdout

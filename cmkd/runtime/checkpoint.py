@@ -220,6 +220,16 @@ def refuse_other_arguments(run_dir: Path, before: dict[str, Any], now: dict[str,
             )
 
 
+def refuse_other_data(run_dir: Path, before: dict[str, str], now: dict[str, str]) -> None:
+    """Raise `UserError` if frames or labels of a list changed: its APs cannot be compared."""
+    for list_name, fingerprint in now.items():
+        if before.get(list_name, fingerprint) != fingerprint:
+            raise UserError(
+                f"{run_dir} was started with other frames or labels of {list_name}: restore them, "
+                "or start a new run with another --run-dir and --out"
+            )
+
+
 def refuse_overwriting(run_dir: Path, weights: Path) -> None:
     """Raise `UserError` if a new run would overwrite an old one."""
     files = (*(run_dir / name for name in ("log.jsonl", NEWEST, PREVIOUS, UNFINISHED)), weights)

@@ -1,12 +1,13 @@
 """Which run writes a weights file: two runs with one --out would overwrite each other's best.
 
 A claim is a small JSON file beside the weights. No lock is held, so it works on every file system:
-a run renews its claim at each checkpoint, and a claim that was not renewed for long is void.
+a run renews its claim at each checkpoint, and a claim that was not renewed for long is void. Ages
+are differences of file times, because the clocks of two machines may differ.
 """
 
 import os
 import socket
-import time
+import tempfile
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,19 +27,31 @@ class Claim:
     host: str
     process: int
     minutes: float  # between checkpoints
-    renewed: float  # seconds since 1970
 
-    @property
-    def is_void(self) -> bool:
-        """Whether its run has certainly or probably ended."""
-        if time.time() - self.renewed > 60 * CHECKPOINTS * self.minutes:
+    def is_void(self, age: float) -> bool:
+        """Whether its run has certainly or probably ended, `age` seconds after it was renewed."""
+        if age > 60 * CHECKPOINTS * self.minutes:
             return True
-        return self.host == socket.gethostname() and not is_running(self.process)
+        return self.host == this_host() and not is_running(self.process)
 
 
 def claim_file(weights: Path) -> Path:
     """The file of the claim on a weights file."""
     return weights.with_suffix(".claim")
+
+
+def this_host() -> str:
+    """This machine's name; in a container with its own processes (Linux), their namespace too."""
+    try:
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def age_of(file: Path) -> float:
+    """Seconds since a file was written, by the clock of its file system."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.") as now:
+        return os.fstat(now.fileno()).st_mtime - file.stat().st_mtime
 
 
 def is_running(process: int) -> bool:
@@ -69,18 +82,18 @@ def claim(weights: Path, run_dir: Path, minutes: float) -> None:
     own, file = id_of(run_dir), claim_file(weights)
     if file.is_file():
         try:
-            other = Claim(**read_json(file, "remove it"))
+            content = read_json(file, "remove it")
+            content.pop("renewed", None)  # of earlier versions
+            other = Claim(**content)
         except TypeError:
             raise UserError(f"{file} is no claim of a run: remove it") from None
-        if other.run_id != own and not other.is_void:
+        if other.run_id != own and not other.is_void(age_of(file)):
             raise UserError(
                 f"{weights} is being written by the run {other.run_dir} (process {other.process} "
-                f"on {other.host}): choose another --out; if that run is dead, remove {file}"
+                f"on {other.host.split()[0]}): choose another --out; if it is dead, remove {file}"
             )
-    content = Claim(
-        own, str(run_dir.resolve()), socket.gethostname(), os.getpid(), minutes, time.time()
-    )
-    save_json(asdict(content), file)
+    ours = Claim(own, str(run_dir.resolve()), this_host(), os.getpid(), minutes)
+    save_json(asdict(ours), file)
 
 
 def release(weights: Path, run_dir: Path) -> None:

@@ -3,8 +3,9 @@
 import argparse
 import math
 import os
-from collections.abc import Callable
-from typing import NoReturn
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -15,9 +16,22 @@ class OneLineParser(argparse.ArgumentParser):
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse; `~` is the home folder after `--option=` too, where shells leave it."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([with_home(word) for word in words], namespace)
+
     def error(self, message: str) -> NoReturn:
         """End the program with exit code 2."""
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def with_home(word: str) -> str:
+    """`--out=~/x` with the home folder in place of `~`; other words as they are."""
+    option, equals, value = word.partition("=")
+    if option.startswith("--") and value.startswith("~"):
+        return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - as shells do
+    return word
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -31,7 +31,8 @@ def run(main: Callable[[], None]) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a line in a file or a pipe is there once it is printed
-            stream.reconfigure(line_buffering=True)
+            # What the terminal's alphabet lacks, like ±, must not end a run.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     hardware.prepare()
     distributed.start()
     try:
