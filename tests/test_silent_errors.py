@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -29,8 +30,12 @@ from conftest import (
 from PIL import Image
 
 from cmkd.evaluation.pipeline import load_comparable
+from cmkd.frames import pairing
+from cmkd.frames.annotation_formats import read_annotations
 from cmkd.frames.annotations import distance_to, parse_labels
 from cmkd.frames.images import read_rgb, read_slice
+from cmkd.frames.label_exchange import read_yolo
+from cmkd.frames.official_lists import condition_from_meta
 from cmkd.runtime import claims, distributed, files, hardware
 from cmkd.runtime.command_line import cores, with_home
 from cmkd.runtime.failures import StopRequest
@@ -383,9 +388,12 @@ def test_a_file_system_that_cannot_flush_or_chmod(tmp_path, monkeypatch, capsys,
         files.save_text("z", tmp_path / "c.txt")
 
 
-def test_a_reader_that_has_seen_enough(synthetic):
-    """A pipe that closes early is no error, and lines arrive when they are printed."""
-    command = [sys.executable, ROOT / "check_data.py", synthetic, "--workers", "1"]
+@pytest.mark.parametrize("script", ["check_data.py", "make_synthetic.py"])
+def test_a_reader_that_has_seen_enough(synthetic, tmp_path, script):
+    options = [synthetic, "--workers", "1"]
+    if script == "make_synthetic.py":
+        options = f"--out {tmp_path} --frames 2 1 1 --size 64x48 --workers 1".split()
+    command = [sys.executable, ROOT / script, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.wait(60) == 128 + signal.SIGPIPE
@@ -402,11 +410,12 @@ def test_files_that_macos_leaves_are_no_lists(tmp_path):
     assert (done.returncode, "errors: 0" in done.stdout) == (0, True)
 
 
-def test_odd_exif_ends_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [ZeroDivisionError, struct.error, TypeError, ValueError])
+def test_odd_exif_ends_nothing(tmp_path, monkeypatch, error):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg")
 
     def odd(_):
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(Image.Image, "getexif", odd)
     assert read_rgb(tmp_path / "a.jpg").shape == (3, 6, 8)
@@ -635,3 +644,43 @@ def test_a_terminal_without_some_letters_ends_nothing(tmp_path, monkeypatch):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert r"Fu\xdfg\xe4nger" in done.stdout
+
+
+@pytest.mark.parametrize("content", ["", "{", "\0\1"])
+def test_a_damaged_meta_file_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=r"a\.json is missing or damaged"):
+        condition_from_meta(tmp_path / "a.json")
+
+
+def test_what_macos_leaves_among_labels(tmp_path):
+    left = b"\0\5\26\7\0\2\0\0Mac OS X\xff"
+    (tmp_path / "yolo/labels").mkdir(parents=True)
+    (tmp_path / "yolo/classes.txt").write_text("Pedestrian\n")
+    (tmp_path / "yolo/labels/a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "yolo/labels/._a.txt").write_bytes(left)
+    assert list(read_yolo(tmp_path / "yolo")) == ["a"]
+    (tmp_path / "kitti").mkdir()
+    (tmp_path / "kitti/a.txt").write_text(f"Pedestrian {KITTI}\n")
+    (tmp_path / "kitti/._a.txt").write_bytes(left)
+    assert list(read_annotations(tmp_path / "kitti", "kitti", one_based=False).boxes) == ["a"]
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(left)
+    assert list(pairing.find_pictures(tmp_path, "--rgb")) == ["a"]
+
+
+def test_lines_are_in_a_pipe_once_they_are_printed(synthetic, tmp_path):
+    """A run on a cluster writes into a file, and would look dead for hours."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    places = ["--data", synthetic, "--out", tmp_path / "out", "--run-dir", tmp_path / "run"]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, (ROOT / "train_baseline.py", *places, *TINY, "--epochs", 99))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout.readline()
+    assert process.poll() is None
+    process.kill()
+    process.communicate()

@@ -21,6 +21,7 @@ from cmkd.frames.layout import (
     SPLITS,
     UNLABELLED,
     find_image,
+    in_order,
     label_file,
     missing_image_message,
     missing_labels_message,
@@ -73,8 +74,7 @@ def read_lists(root: Path) -> tuple[Lists, list[str]]:
             f"{root} is not a folder: name the one that holds the lists, images, gated0, ..."
         )
     refuse_forbidden(root, *IMAGE_FOLDERS, LABEL_FOLDER)
-    # macOS leaves files like ._train_night.txt on other disks.
-    files = sorted(file for file in root.glob("*.txt") if not file.name.startswith("."))
+    files = in_order(root.glob("*.txt"))
     if not files:
         raise UserError(
             f"{root} has no list: write train_night.txt and val_night.txt, a frame name per line"

@@ -8,7 +8,7 @@ DIR/scores/<frame>.txt    the score of each of these lines, if they have any
 from pathlib import Path
 
 from cmkd.frames.annotations import DOUBTFUL, Label, read_labels
-from cmkd.frames.layout import IMAGE_SUFFIXES, RGB_FOLDER, find_image, label_file
+from cmkd.frames.layout import IMAGE_SUFFIXES, RGB_FOLDER, find_image, in_order, label_file
 from cmkd.frames.machine_labels import (
     HUMAN,
     MACHINE,
@@ -110,7 +110,7 @@ def name_of(file_name: str) -> str:
 def read_yolo(folder: Path) -> dict[str, list[Found]]:
     """Boxes by frame from a YOLO folder. Raises `UserError` with the first line that is wrong."""
     names = [line.partition("+")[0] for line in read_lines(folder / "classes.txt", "class names")]
-    files = sorted((folder / "labels").glob("*.txt"))
+    files = in_order((folder / "labels").glob("*.txt"))
     if not files:
         raise UserError(f"{folder / 'labels'} has no label file: see --export-yolo")
     return {file.stem: read_yolo_file(file, names) for file in files}

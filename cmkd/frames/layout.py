@@ -12,6 +12,7 @@ size, which can be any. Accented letters may be one character or two, in lists a
 import contextlib
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,6 +50,11 @@ def on_disk(path: str) -> str:
     folder, _, name = path.rpartition("/")
     spellings = [f"{folder}/{unicodedata.normalize(form, name)}" for form in ("NFC", "NFD")]
     return next((one for one in spellings if Path(one).exists()), path)
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """Files by name, without hidden ones: macOS leaves `._a.txt` beside `a.txt` on other disks."""
+    return sorted(file for file in files if not file.name.startswith("."))
 
 
 def recording_of(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmkd.frames.layout import GATED_FOLDERS, find_image
+from cmkd.frames.layout import GATED_FOLDERS, find_image, in_order
 from cmkd.runtime.files import UserError, reason_of
 
 OFFSETS = (*range(-6, 0), *range(1, 5))  # of history frames with RGB
@@ -59,7 +59,7 @@ def gated2depth_frames(folder: Path) -> list[UnlabelledFrame]:
         if not part.is_dir():
             raise UserError(f"{folder} has no {part.name}: name the folder of Gated2Depth's frames")
     found = []
-    for rgb in sorted(rgb_folder.glob("*.png")):
+    for rgb in in_order(rgb_folder.glob("*.png")):
         slices = tuple(part / rgb.name for part in slice_folders)
         if all(file.is_file() for file in slices):
             found.append(UnlabelledFrame(f"gated2depth-{rgb.stem}".replace("_", "-"), rgb, slices))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmkd.frames.annotation_formats import without_suffix
-from cmkd.frames.layout import SPLITS
+from cmkd.frames.layout import SPLITS, in_order
 from cmkd.runtime.files import UserError, read_lines
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -49,8 +49,8 @@ def find_pictures(folder: Path, option: str) -> dict[Key, Path]:
     if not folder.is_dir():
         raise UserError(f"{option} {folder} is not a folder: name the one with the pictures")
     found: dict[Key, Path] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith("."):
+    for file in in_order(folder.rglob("*")):
+        if file.suffix.lower() in PICTURE_SUFFIXES:
             key = without_suffix(file.relative_to(folder).as_posix())
             if key in found:
                 raise UserError(f"{found[key]} and {file} have one name: remove one of them")
