@@ -32,8 +32,11 @@ from cmkd.runtime.command_line import OneLineParser, at_least, cores, non_negati
 from cmkd.runtime.files import (
     UserError,
     exit_with_error,
+    forbidden_message,
+    give_up_output,
     open_data_folder,
     save_json,
+    set_up_output,
     write_atomically,
 )
 from cmkd.runtime.parallel import parallel_map
@@ -419,6 +422,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    set_up_output()
     args = parse_arguments()
     parameters = {
         "version": 1,
@@ -438,8 +442,13 @@ def main() -> None:
         frames = make_data_set(args.out, parameters, args.workers)
         if args.preview:
             save_preview(args.out, frames, args.preview)
+        sys.stdout.flush()
     except UserError as error:
         exit_with_error(str(error))
+    except PermissionError as error:
+        exit_with_error(forbidden_message(error))
+    except BrokenPipeError:
+        sys.exit(give_up_output())
     except KeyboardInterrupt:
         print(f"\nstopped: the same command continues in {args.out}", file=sys.stderr)
         sys.exit(130)

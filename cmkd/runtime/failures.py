@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cmkd.runtime import distributed, hardware
-from cmkd.runtime.files import UserError, print_error, reason_of
+from cmkd.runtime.files import (
+    UserError,
+    forbidden_message,
+    give_up_output,
+    print_error,
+    reason_of,
+    set_up_output,
+)
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 tidying: list[Callable[[], None]] = []  # what `at_end` was given
@@ -29,22 +36,18 @@ def run(main: Callable[[], None]) -> None:
     Under torchrun the line says which process it is from, and a process that ends because of
     another one prints nothing.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a line in a file or a pipe is there once it is printed
-            # What the terminal's alphabet lacks, like ±, must not end a run.
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    set_up_output()
     hardware.prepare()
     distributed.start()
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output, like head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        exit_process(128 + signal.SIGPIPE)
+    except BrokenPipeError:
+        exit_process(give_up_output())
     except UserError as error:
         fail(text_of(error))
     except PermissionError as error:
-        fail(f"{error.filename} may not be used by this user ({error.strerror}): ask its owner")
+        fail(forbidden_message(error))
     except distributed.EndedElsewhereError:
         exit_process(2)
     except KeyboardInterrupt:

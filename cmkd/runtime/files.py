@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -33,6 +34,25 @@ def exit_with_error(message: str) -> NoReturn:
     """Print the error, and end the program with exit code 2."""
     print_error(message)
     sys.exit(2)
+
+
+def set_up_output() -> None:
+    """Let lines be in a file or a pipe once they are printed, whatever letters they have."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # What the terminal's alphabet lacks, like ±, must not end a run.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def give_up_output() -> int:
+    """Print nowhere from now on, as the reader (like head) has seen enough; the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def forbidden_message(error: PermissionError) -> str:
+    """The error for a file that this user may not use."""
+    return f"{error.filename} may not be used by this user ({error.strerror}): ask its owner"
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any], flush: bool = True) -> None:
