@@ -24,6 +24,8 @@ bench: demo
 	    $(RUN) -m benchmarks.$$name --json runs/bench/$$name.json || exit 1; done
 	$(RUN) -m benchmarks.evaluate_throughput --weights runs/demo/seed0/teacher.pth --data runs/demo/data \
 	    --list test_night --json runs/bench/evaluate_demo.json
+	$(RUN) -m benchmarks.label_throughput --weights runs/demo/seed0/teacher.pth --data runs/demo/data \
+	    --json runs/bench/label_throughput.json
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.12")'

@@ -154,7 +154,7 @@ def main() -> None:
             torch.manual_seed(0)
             args.weights = Path(folder) / "random.pth"
             torch.save(Detector(3, 2, "resnet50", "batch").state_dict(), args.weights)
-        truth = open_list(args, 3).ground_truth()
+        truth = open_list(args, "rgb").ground_truth()
         makers = {
             "published, batch 1, float32": partial(Published, args),
             f"ours, batch {args.batch_size}, float32": partial(Ours, args, False),

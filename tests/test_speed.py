@@ -14,6 +14,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import engine
+from benchmarks import evaluate_throughput, label_throughput
+from benchmarks.measure import timed
 from benchmarks.reference import PlainDetector, PlainTraining
 from cmkd.evaluation.predict import predict
 from cmkd.runtime import hardware
@@ -361,3 +363,29 @@ def test_the_benchmark_compares_both_ways(tmp_path):
     assert all(figures["seconds_per_image"][part] > 0 for part in parts)
     assert figures["flop_per_image"] > 1e9
     assert (tmp_path / "speed.md").read_text() == done.stdout
+
+
+class HereSide:
+    """A side in this process: seconds and results are real, and starting one costs nothing."""
+
+    def __init__(self, make):
+        self.side = make()
+
+    def ask(self, method):
+        return timed(getattr(self.side, method))
+
+    def end(self):
+        return 0
+
+
+@pytest.mark.parametrize("benchmark", [evaluate_throughput, label_throughput])
+def test_the_benchmarks_of_a_pass_run(trained, synthetic, tmp_path, monkeypatch, benchmark):
+    weights = ["--weights", trained / "weights/teacher.pth", "--data", synthetic]
+    report = ["--turns", 1, "--device", "cpu", "--json", tmp_path / "speed.json"]
+    options = ["x", *weights, "--list", "val_night", *report]
+    monkeypatch.setattr(sys, "argv", list(map(str, options)))
+    monkeypatch.setattr(benchmark, "Side", HereSide)
+    benchmark.main()
+    content = json.loads((tmp_path / "speed.json").read_text())
+    assert content["frames"] == len((synthetic / "val_night.txt").read_text().split())
+    assert min(content["images_per_second"].values()) > 0
