@@ -124,6 +124,8 @@ def write_gallery(args: argparse.Namespace) -> None:
     baseline, _, students = roles(detectors)
     gallery = make_gallery(dataset, results, args.score, baseline, students)
     save_and_print(gallery.sheet(args.frames), args.out)
+    for student, exchange in gallery.exchanges.items():
+        print(f"{args.list}: {student} {exchange}")
     if args.html:
         write_page(args, gallery, detectors, results)
 
@@ -177,6 +179,7 @@ def page_settings(
         shown_from = describe_limits(gallery.limits[title])
         own = ", ".join(f"{name} {value}" for name, value in detector.settings.items())
         settings[f"weights {title}"] = f"{file}; shown from {shown_from}; {own}"
+    settings |= gallery.exchanges
     return settings | hardware.versions()
 
 

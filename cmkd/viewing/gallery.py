@@ -52,6 +52,20 @@ class Gallery:
         detectors = [f"{title}, {describe_limits(own)}" for title, own in self.limits.items()]
         return ["ground truth, on a gated slice", *detectors]
 
+    @property
+    def exchanges(self) -> dict[str, str]:
+        """By student: how many people of the list it finds and the baseline misses, and reverse."""
+        lines = {}
+        for student in self.students:
+            pairs = [(frame[student].found, frame[self.baseline].found) for frame in self.outcomes]
+            gained = sum(len(own - before) for own, before in pairs)
+            lost = sum(len(before - own) for own, before in pairs)
+            lines[student] = (
+                f"finds {gained} people whom {self.baseline} misses, and misses {lost} whom that "
+                "one finds"
+            )
+        return lines
+
     def tiles(self, index: int) -> list[Image.Image]:
         """A frame's tiles, one for each column."""
         image, _ = self.dataset[index]
