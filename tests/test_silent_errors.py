@@ -524,8 +524,15 @@ def as_another_user(*command):
     )
 
 
-@pytest.mark.parametrize("forbidden", [".", "gated1", "gated_labels", "train_night.txt"])
-@pytest.mark.parametrize("script", ["check_data.py", "train_teacher.py"])
+@pytest.mark.parametrize(
+    ("script", "forbidden"),
+    [
+        ("check_data.py", "."),
+        ("check_data.py", "train_night.txt"),
+        ("train_teacher.py", "gated1"),
+        ("train_teacher.py", "gated_labels"),
+    ],
+)
 def test_what_another_user_may_not_read(tmp_path, script, forbidden):
     data = tmp_path / "data"
     for split in ("train", "val"):
