@@ -478,7 +478,7 @@ def with_a_pool(request, synthetic, tmp_path):
 
 
 @needs_proc
-def test_a_killed_worker_is_one_line_and_the_next_call_goes_on(with_a_pool):
+def test_a_killed_worker_is_one_line_and_the_next_call_continues(with_a_pool):
     process, command = with_a_pool
     os.kill(pool_workers(process)[0], signal.SIGKILL)
     err = process.communicate(timeout=60)[1]

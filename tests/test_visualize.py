@@ -139,8 +139,8 @@ def test_frames_in_which_students_find_more_come_first():
     assert rank_frames(disagreements) == [4, 3, 2, 1, 0]
     assert disagreement(frames[1], "baseline", []) == Disagreement(0, 0, 1)
     exchanges = gallery.Gallery(None, None, frames, {}, "baseline", ["a", "b"]).exchanges
-    assert exchanges["a"].startswith("finds 1 people whom baseline misses, and misses 1 whom")
-    assert exchanges["b"].startswith("finds 2 people whom baseline misses, and misses 0 whom")
+    assert exchanges["a"].startswith("finds 1 people that baseline misses, and misses 1 that baseline")
+    assert exchanges["b"].startswith("finds 2 people that baseline misses, and misses 0 that baseline")
     assert str(Disagreement(2, 0, 4)) == (
         "2 found by students but not the baseline; 4 by some networks only"
     )

@@ -1,4 +1,4 @@
-"""Compares the networks of docs/unlabelled.md: whom do labels of unlabelled pairs help to see?
+"""Compares the networks of docs/unlabelled.md: who is seen with labels of unlabelled pairs?
 
     python reproduce.py --preset unlabelled --seeds 0 1 2
     python -m cmkd.study.unlabelled --study runs/unlabelled --seeds 0 1 2 --json labels.json

@@ -61,8 +61,8 @@ class Gallery:
             gained = sum(len(own - before) for own, before in pairs)
             lost = sum(len(before - own) for own, before in pairs)
             lines[student] = (
-                f"finds {gained} people whom {self.baseline} misses, and misses {lost} whom that "
-                "one finds"
+                f"finds {gained} people that {self.baseline} misses, and misses {lost} that "
+                f"{self.baseline} finds"
             )
         return lines
 
