@@ -162,6 +162,11 @@ class SeeingThroughFog(Dataset):
         digest.update(b"]]")
         return digest.hexdigest()
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """`fingerprint` by the names of the list and of the folder of labels."""
+        return {f"{self.list_file.stem} ({self.label_folder})": self.fingerprint}
+
     @cached_property
     def sizes(self) -> np.ndarray:
         """(width, height) of every frame's RGB image in pixels, from its header, `[frames, 2]`."""
@@ -380,9 +385,9 @@ class TrainingFrames(Dataset):
         return any(part.has_boxes for part in self.parts)
 
     @property
-    def fingerprint(self) -> str:
-        """A hash of the parts' frames and boxes."""
-        return hashlib.sha256("".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+    def fingerprints(self) -> dict[str, str]:
+        """Those of all parts."""
+        return {name: one for part in self.parts for name, one in part.fingerprints.items()}
 
     @property
     def names(self) -> Iterator[str]:

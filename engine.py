@@ -176,10 +176,7 @@ def fit(
     also_trained = nn.Identity() if also_trained is None else also_trained
     trained = nn.ModuleDict({"model": model, "also_trained": also_trained})
     distributed.synchronise_norms(trained)
-    data = {
-        loader.dataset.list_file.stem: loader.dataset.fingerprint
-        for loader in (train_loader, val_loader)
-    }
+    data = train_loader.dataset.fingerprints | val_loader.dataset.fingerprints
     progress, random_states = begin_run(options, weights, trained, optimizer, arguments, data)
     if not train_loader.dataset.has_boxes:
         warn(

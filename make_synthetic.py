@@ -446,6 +446,8 @@ def main() -> None:
     except UserError as error:
         exit_with_error(str(error))
     except PermissionError as error:
+        if error.filename is None:
+            raise
         exit_with_error(forbidden_message(error))
     except BrokenPipeError:
         sys.exit(give_up_output())

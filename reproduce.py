@@ -22,7 +22,7 @@ import torch
 
 from cmkd.evaluation.options import add_draws, add_seeds, add_side_by_side
 from cmkd.frames.annotations import DEFAULT_CLASSES
-from cmkd.frames.layout import read_list, save_list
+from cmkd.frames.layout import list_file, read_list, save_list
 from cmkd.runtime.command_line import OneLineParser
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
@@ -143,7 +143,8 @@ def parse_arguments() -> argparse.Namespace:
         "--students",
         choices=STUDENTS,
         nargs="+",
-        help="networks besides teacher and baseline (default: the preset's)",
+        help="networks besides teacher and baseline (default: the preset's; with --data and no "
+        "unlabelled list, those that need none)",
     )
     parser.add_argument("--data", type=Path, help="prepared data folder (default: simulated)")
     parser.add_argument("--train-list", help=f"(default: {TRAIN_LIST}, or the preset's part of it)")
@@ -168,7 +169,10 @@ def parse_arguments() -> argparse.Namespace:
     args.out = args.out or Path("runs") / args.preset
     args.compared_data = args.data or args.out / "data"
     preset = PRESETS[args.preset]
-    args.students = args.students or list(preset.students)
+    if not args.students:
+        args.students = list(preset.students)
+        if args.data and not list_file(args.data, args.unlabelled_list).is_file():
+            args.students = [name for name in args.students if not NETWORKS[name].unlabelled]
     args.train_list = args.train_list or list_of_first(preset.labelled)
     return args
 
@@ -336,6 +340,8 @@ def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job])
     if args.data:
         for list_name in (args.train_list, args.val_list, args.test_list):
             refuse_empty_list(args, list_name)
+        if any(NETWORKS[name].unlabelled for name in args.students):
+            read_list(list_file(args.data, args.unlabelled_list))
 
 
 def refuse_empty_list(args: argparse.Namespace, list_name: str) -> None:

@@ -179,8 +179,8 @@ def page_settings(
         shown_from = describe_limits(gallery.limits[title])
         own = ", ".join(f"{name} {value}" for name, value in detector.settings.items())
         settings[f"weights {title}"] = f"{file}; shown from {shown_from}; {own}"
-    settings |= gallery.exchanges
-    return settings | hardware.versions()
+    exchanges = {f"people, {title}": text for title, text in gallery.exchanges.items()}
+    return settings | exchanges | hardware.versions()
 
 
 def annotate_images(args: argparse.Namespace) -> None:

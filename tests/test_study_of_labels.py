@@ -34,6 +34,9 @@ def study(tmp_path_factory):
     frames = ["--frames", 6, 4, 4, "--unlabelled", 6, 2, "--seed", 1]
     run_script("make_synthetic.py", "--out", data, *frames, "--size", "213x128", "--workers", 1)
     write_shorter_lists(data, {0, 4})
+    for split in ("val", "test"):
+        first = read_list(data / f"{split}_night.txt")[0]
+        (data / f"{split}_hail_night.txt").write_text(first)
     options = ["--data", data, "--out", out, "--preset", "unlabelled", "--draws", 5]
     options += ["--train-list", "train_night_4", "--students", *STUDENTS]
     options += ["--lr", 0.00001, "--epochs", 1, "--steps-per-epoch", 2]
@@ -100,6 +103,11 @@ def test_the_tables_compare_with_the_control(study, tmp_path):
     assert list(figures["curve"]) == ["4"]  # the baseline's labelled frames
     assert set(figures["label_equivalents"]) == set(STUDENTS)
     table = (tmp_path / "f.md").read_text()
+    for name in NAMES:
+        metrics = read(out / f"seed0/{name}/scores.json")["metrics"]
+        aps = [100 * next(iter(metrics[one].values()))["AP"] for one in LISTS]
+        assert f"| {name} | {aps[0]:.1f} | {aps[1]:.1f} |" in table
+    assert "| test_hail_night | teacher |" in table
     assert f"{100 * entry['difference']:+.1f} [" in table
     error = the_error(run_study(script, *options, "--seeds", 7, expect=2))
     assert "no finished baseline" in error

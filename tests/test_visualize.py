@@ -139,8 +139,8 @@ def test_frames_in_which_students_find_more_come_first():
     assert rank_frames(disagreements) == [4, 3, 2, 1, 0]
     assert disagreement(frames[1], "baseline", []) == Disagreement(0, 0, 1)
     exchanges = gallery.Gallery(None, None, frames, {}, "baseline", ["a", "b"]).exchanges
-    assert exchanges["a"].startswith("finds 1 people that baseline misses, and misses 1 that baseline")
-    assert exchanges["b"].startswith("finds 2 people that baseline misses, and misses 0 that baseline")
+    assert exchanges["a"].startswith("finds 1 people that baseline misses, and misses 1 that")
+    assert exchanges["b"].startswith("finds 2 people that baseline misses, and misses 0 that")
     assert str(Disagreement(2, 0, 4)) == (
         "2 found by students but not the baseline; 4 by some networks only"
     )
@@ -255,7 +255,7 @@ def test_compare_writes_a_sheet_and_a_page(synthetic, untrained, tmp_path, monke
         assert all(pixels(tiles, colour) for colour in OUTCOME_LEGEND.values())
     text = (tmp_path / "p.html").read_text()
     [exchange] = re.findall("val_night: student (finds .*)", done.stdout)
-    assert f"<td>student</td><td>{exchange}</td>" in text
+    assert f"<td>people, student</td><td>{exchange}</td>" in text
     frames = re.findall(
         r'<section data-conditions="(.*)" data-gained="(\d+)" data-lost="(\d+)" data-any="\d+">'
         r"<h3>(\S+) ",

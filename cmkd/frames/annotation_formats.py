@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from cmkd.frames.annotations import DOUBTFUL, Corners, columns_of, has_area, what_is_shifted
-from cmkd.frames.layout import in_order
+from cmkd.frames.layout import files_below
 from cmkd.runtime.files import UserError, read_json, read_lines
 
 FORMATS = ("coco", "voc", "yolo", "kitti", "kaist", "cvc14")
@@ -62,7 +62,7 @@ def read_annotations(labels: Path, kind: str, one_based: bool) -> Annotations:
         return read_coco(labels)
     if not labels.is_dir():
         raise UserError(f"--labels {labels} is not a folder, which --format {kind} needs")
-    files = in_order(labels.rglob(f"*{SUFFIX_OF_FORMAT[kind]}"))
+    files = [file for file in files_below(labels) if file.suffix == SUFFIX_OF_FORMAT[kind]]
     if kind == "yolo":
         files = [file for file in files if file.name not in YOLO_NAMES]
         names = yolo_names(labels)

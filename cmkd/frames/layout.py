@@ -14,7 +14,7 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
@@ -53,8 +53,29 @@ def on_disk(path: str) -> str:
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:
-    """Files by name, without hidden ones: macOS leaves `._a.txt` beside `a.txt` on other disks."""
+    """Files by path, without hidden ones: macOS leaves `._a.txt` beside `a.txt` on other disks."""
     return sorted(file for file in files if not file.name.startswith("."))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, `in_order`; a folder that is linked is visited once.
+
+    Raises `UserError` for a folder that this user may not read.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): fix that first")
+
+    visited: set[Path] = set()
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = Path(parent).resolve()
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        found += (Path(parent) / name for name in names)
+    return in_order(found)
 
 
 def recording_of(name: str) -> str:
@@ -83,9 +104,10 @@ def label_file(root: Path, name: str, folder: str = LABEL_FOLDER) -> Path:
 
 
 def refuse_forbidden(root: Path, *folders: str) -> None:
-    """Raise `UserError` for a folder that this user may not read: its files would seem missing."""
-    for folder in (root, *(root / name for name in folders)):
-        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+    """Raise `UserError` for a folder that this user may not use: its files would seem missing."""
+    needs = {root: os.R_OK | os.X_OK, **{root / name: os.X_OK for name in folders}}
+    for folder, access in needs.items():
+        if folder.is_dir() and not os.access(folder, access):
             raise UserError(
                 f"{folder} may not be read by this user: let its owner run chmod -R a+rX {folder}"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmkd.frames.annotation_formats import without_suffix
-from cmkd.frames.layout import SPLITS, in_order
+from cmkd.frames.layout import SPLITS, files_below
 from cmkd.runtime.files import UserError, read_lines
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -49,7 +49,7 @@ def find_pictures(folder: Path, option: str) -> dict[Key, Path]:
     if not folder.is_dir():
         raise UserError(f"{option} {folder} is not a folder: name the one with the pictures")
     found: dict[Key, Path] = {}
-    for file in in_order(folder.rglob("*")):
+    for file in files_below(folder):
         if file.suffix.lower() in PICTURE_SUFFIXES:
             key = without_suffix(file.relative_to(folder).as_posix())
             if key in found:

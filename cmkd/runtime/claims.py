@@ -5,6 +5,7 @@ a run renews its claim at each checkpoint, and a claim that was not renewed for 
 are differences of file times, because the clocks of two machines may differ.
 """
 
+import math
 import os
 import socket
 import tempfile
@@ -32,7 +33,9 @@ class Claim:
         """Whether its run has certainly or probably ended, `age` seconds after it was renewed."""
         if age > 60 * CHECKPOINTS * self.minutes:
             return True
-        return self.host == this_host() and not is_running(self.process)
+        # Claims of earlier versions have the name alone.
+        is_here = self.host in (this_host(), socket.gethostname())
+        return is_here and not is_running(self.process)
 
 
 def claim_file(weights: Path) -> Path:
@@ -51,7 +54,10 @@ def this_host() -> str:
 def age_of(file: Path) -> float:
     """Seconds since a file was written, by the clock of its file system."""
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.") as now:
-        return os.fstat(now.fileno()).st_mtime - file.stat().st_mtime
+        try:
+            return os.fstat(now.fileno()).st_mtime - file.stat().st_mtime
+        except FileNotFoundError:  # its run has just ended
+            return math.inf
 
 
 def is_running(process: int) -> bool:
@@ -85,7 +91,7 @@ def claim(weights: Path, run_dir: Path, minutes: float) -> None:
             content = read_json(file, "remove it")
             content.pop("renewed", None)  # of earlier versions
             other = Claim(**content)
-        except TypeError:
+        except (TypeError, AttributeError):
             raise UserError(f"{file} is no claim of a run: remove it") from None
         if other.run_id != own and not other.is_void(age_of(file)):
             raise UserError(

@@ -47,6 +47,8 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         fail(text_of(error))
     except PermissionError as error:
+        if error.filename is None:
+            raise
         fail(forbidden_message(error))
     except distributed.EndedElsewhereError:
         exit_process(2)
@@ -91,8 +93,10 @@ def fail(message: str) -> NoReturn:
 
 
 def at_end(tidy: Callable[[], None]) -> None:
-    """Call `tidy` when the program ends, in every way but a kill."""
+    """Call `tidy` when the program ends, by SIGTERM too, but not by SIGKILL or SIGHUP."""
     atexit.register(tidy)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # it would end the program at once
+        signal.signal(signal.SIGTERM, lambda number, _: exit_process(128 + number))
     tidying.append(tidy)
 
 

@@ -37,15 +37,15 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 def set_up_output() -> None:
-    """Let lines be in a file or a pipe once they are printed, whatever letters they have."""
+    """Write each line to a file or a pipe as soon as it is printed, in any encoding."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # What the terminal's alphabet lacks, like ±, must not end a run.
+            # A character that the encoding lacks, like ±, must not end a run.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def give_up_output() -> int:
-    """Print nowhere from now on, as the reader (like head) has seen enough; the exit code."""
+    """Print nowhere from now on, because the reader (like head) has ended; return the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 

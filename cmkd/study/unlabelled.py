@@ -118,15 +118,19 @@ def working_points(
     return points
 
 
+def tested_lists(args: argparse.Namespace, records: Records) -> tuple[Path, str, str]:
+    """The data folder, the validation list and the test list of a study."""
+    arguments = records[f"test/seed{args.seeds[0]}/baseline"]["arguments"]
+    start = arguments.index("--lists") + 1
+    return Path(option_value(arguments, "--data")), *arguments[start : start + 2]
+
+
 def compare(
     args: argparse.Namespace, records: Records, names: list[str]
 ) -> dict[str, dict[str, Any]]:
     """By list: the networks against the baseline, with the share of the oracle's gain, and against
-    the network that learned from its own labels."""
-    arguments = records[f"test/seed{args.seeds[0]}/baseline"]["arguments"]
-    data = Path(option_value(arguments, "--data"))
-    start = arguments.index("--lists") + 1
-    val_list, test_list = arguments[start : start + 2]
+    the network that learned from its own labels. Conditions of a list are lists too."""
+    data, val_list, test_list = tested_lists(args, records)
     folder = args.study / f"seed{args.seeds[0]}/baseline"
     scores = read_json(folder / "scores.json", UNREADABLE)
     truths, found = {}, {}
@@ -197,11 +201,15 @@ def metrics_of(study: Path, seed: int, name: str, list_name: str) -> dict[str, f
 def arm_rows(
     args: argparse.Namespace,
     names: list[str],
-    comparisons: dict[str, dict[str, Any]],
+    val_list: str,
+    test_list: str,
+    points: dict[str, dict[str, list[float]]],
     by_day: dict[str, list[float]],
 ) -> list[list[str]]:
-    """A row per network: means and standard deviations over its seeds, on the test list."""
-    val_list, test_list = list(comparisons)[:2]
+    """A row per network: means and standard deviations over its seeds.
+
+    `points` are the `working_points` of the test list.
+    """
     heading = ["network", "val AP", "test AP", "AP50", "MR", "recall, seen in RGB"]
     heading += ["recall, unseen", "false positives at equal recall", "AP by day"]
     rows = [heading]
@@ -215,8 +223,7 @@ def arm_rows(
         ):
             values = [metrics_of(args.study, seed, name, list_name)[metric] for seed in args.seeds]
             columns.append([100 * value for value in values])
-        points = comparisons[test_list]["points"][name]
-        columns.append([100 * value for value in points["recall_seen"]])
+        columns.append([100 * value for value in points[name]["recall_seen"]])
         columns.append(
             [
                 100 * metrics_of(args.study, seed, name, test_list)["recall_unseen"]
@@ -224,7 +231,7 @@ def arm_rows(
             ]
         )
         cells = [mean_and_deviation(values) for values in columns]
-        cells.append(f"{mean_of_defined(points['false_positives']):.3f}")
+        cells.append(f"{mean_of_defined(points[name]['false_positives']):.3f}")
         cells.append(mean_and_deviation(by_day.get(name, [])))
         rows.append([name, *cells])
     return rows
@@ -288,7 +295,9 @@ def main() -> None:
         by_day[START] = [ap_by_day(args.study, START)]
 
     comparisons = compare(args, records, names)
-    seed, test_list = args.seeds[0], list(comparisons)[1]
+    seed = args.seeds[0]
+    _, val_list, test_list = tested_lists(args, records)
+    points = comparisons[test_list]["points"]
     curve = {
         count: metrics_of(args.study, seed, name, test_list)["AP"]
         for count, name in labels_of_baselines(records, seed).items()
@@ -305,7 +314,7 @@ def main() -> None:
         "label_equivalents": equivalents,
     }
     tables = [
-        markdown_table(arm_rows(args, names, comparisons, by_day)),
+        markdown_table(arm_rows(args, names, val_list, test_list, points, by_day)),
         f"Recalls are at {WORKING_POINT} false positives per image. AP by day of the start: "
         f"{mean_and_deviation(by_day.get(START, []))}.",
         markdown_table(difference_rows(names, comparisons)),

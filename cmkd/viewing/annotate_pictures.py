@@ -1,7 +1,5 @@
 """An RGB detector on ordinary pictures: annotated copies, and all detections as COCO JSON."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from tqdm import tqdm
 from cmkd.evaluation.metrics import Results
 from cmkd.evaluation.predict import to_coco_results
 from cmkd.frames.bit_depth import has_16_bits, orientation_of
+from cmkd.frames.layout import files_below
 from cmkd.runtime.failures import warn
 from cmkd.runtime.files import UserError, reason_of, refuse_unwritable, save_json
 from cmkd.viewing.contact_sheet import Box, draw_boxes, save_picture
@@ -120,7 +119,7 @@ def find_pictures(path: Path) -> list[Path]:
     if not path.is_dir():
         problem = "is no picture" if path.exists() else "is missing"
         raise UserError(f"{path} {problem}: name a picture ({suffixes}) or a folder of pictures")
-    everything = sorted(files_below(path))
+    everything = files_below(path)
     files = [file for file in everything if is_picture(file)]
     if not files:
         raise UserError(f"{path} has no picture ({suffixes}): name another folder")
@@ -132,18 +131,6 @@ def find_pictures(path: Path) -> list[Path]:
 def is_picture(file: Path) -> bool:
     """Whether a file's suffix is of a kind that Pillow opens."""
     return Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, without hidden ones; a folder that is linked is visited once."""
-    visited: set[Path] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = Path(parent).resolve()
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
 def read_picture(file: Path) -> Image.Image:
