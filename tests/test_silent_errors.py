@@ -39,7 +39,7 @@ from cmkd.frames.label_exchange import read_yolo
 from cmkd.frames.official_lists import condition_from_meta
 from cmkd.runtime import claims, distributed, files, hardware
 from cmkd.runtime.command_line import cores, with_home
-from cmkd.runtime.failures import StopRequest
+from cmkd.runtime.failures import StopRequest, run
 from cmkd.runtime.files import UserError
 from cmkd.runtime.weights import WeightsError, read_state, sha256_of
 from cmkd.viewing.annotate_pictures import find_pictures, read_picture
@@ -521,7 +521,11 @@ def as_another_user(*command):
         pytest.skip("root may read everything, and setpriv is missing")
     prefix = powers if os.getuid() == 0 else []
     return subprocess.run(
-        [*prefix, sys.executable, *map(str, command)], capture_output=True, text=True, timeout=60
+        [*prefix, sys.executable, *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
@@ -548,6 +552,41 @@ def test_what_another_user_may_not_read(tmp_path, script, forbidden):
     *_, line = done.stderr.splitlines()
     assert str((data / forbidden).resolve()) in line
     assert "may not be read" in line or "Permission denied" in line
+
+
+def test_a_folder_below_that_may_not_be_read_is_named(tmp_path):
+    """Its pictures would be passed over without a word."""
+    (tmp_path / "drive1").mkdir()
+    (tmp_path / "drive2").mkdir(mode=0)
+    find = "import pathlib, sys; from cmkd.frames.layout import files_below"
+    done = as_another_user("-c", f"{find}; files_below(pathlib.Path(sys.argv[1]))", tmp_path)
+    assert done.stderr.splitlines()[-1].endswith(
+        f"UserError: {tmp_path / 'drive2'} cannot be read (Permission denied): fix that first"
+    )
+
+
+@pytest.mark.parametrize("filename", ["/data/x", None])
+def test_permission_is_an_error_of_users_if_a_file_is_known(capsys, filename):
+    def main():
+        raise PermissionError(errno.EACCES, "Permission denied", filename)
+
+    with pytest.raises(SystemExit if filename else PermissionError):
+        run(main)
+    assert ("/data/x may not be used by this user" in capsys.readouterr().err) == bool(filename)
+
+
+def test_what_is_tidied_at_the_end_is_tidied_on_sigterm():
+    lines = [
+        "import os, signal",
+        "from cmkd.runtime.failures import at_end",
+        "at_end(lambda: print('tidy', flush=True))",
+        "os.kill(os.getpid(), signal.SIGTERM)",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "tidy" in done.stdout
 
 
 # ------------------------------------------------------------------------------ found by reading
