@@ -112,3 +112,9 @@ def test_checkpoints_are_never_unpickled_as_code():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert "weights_only=True" in ast.unparse(node), module_of(file)
+
+
+def test_every_file_of_the_package_is_in_the_table():
+    table = (ROOT / "docs/development.md").read_text()
+    files = {file.name for file in (ROOT / "cmkd").rglob("*.py")} - {"__init__.py"}
+    assert [name for name in sorted(files) if f"`{name}`" not in table] == []
