@@ -108,6 +108,7 @@ def test_the_tables_compare_with_the_control(study, tmp_path):
         aps = [100 * next(iter(metrics[one].values()))["AP"] for one in LISTS]
         assert f"| {name} | {aps[0]:.1f} | {aps[1]:.1f} |" in table
     assert "| test_hail_night | teacher |" in table
+    assert "nan %" not in table
     assert f"{100 * entry['difference']:+.1f} [" in table
     error = the_error(run_study(script, *options, "--seeds", 7, expect=2))
     assert "no finished baseline" in error

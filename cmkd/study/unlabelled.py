@@ -251,8 +251,9 @@ def difference_rows(names: list[str], comparisons: dict[str, dict[str, Any]]) ->
         against = comparison["against"]
         for name in names:
             entry = against["baseline"][name]["AP"]
-            share = "-"
-            if ORACLE in names and name not in ("baseline", ORACLE):
+            share = "-"  # also if the oracle gains nothing
+            has_oracle = ORACLE in names and name not in ("baseline", ORACLE)
+            if has_oracle and math.isfinite(entry["gap_closed"]):
                 low, high = entry["gap_closed_interval"]
                 share = f"{100 * entry['gap_closed']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
             control = "-"
