@@ -472,6 +472,8 @@ def with_a_pool(request, synthetic, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests that run in the background of a shell ignore Ctrl-C, and so would it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     yield process, command
     process.kill()
@@ -633,12 +635,13 @@ def test_processes_of_another_tool_change_no_workers(monkeypatch):
     assert hardware.loader_processes() >= 1
 
 
-def test_a_closed_terminal_is_a_stop_request(monkeypatch):
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGHUP)
-        assert stop.signal == signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+def test_a_closed_terminal_is_a_stop_request():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         with StopRequest() as stop:
             signal.raise_signal(signal.SIGHUP)
             assert stop.signal == 0
