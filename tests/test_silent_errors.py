@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import (
     ROOT,
+    TAIL,
     TINY,
     epochs_of,
     label_line,
@@ -30,10 +31,13 @@ from conftest import (
 )
 from PIL import Image
 
+import make_synthetic
+import prepare_data
 from cmkd.evaluation.pipeline import load_comparable
-from cmkd.frames import pairing
+from cmkd.frames import cache, pairing
 from cmkd.frames.annotation_formats import read_annotations
-from cmkd.frames.annotations import distance_to, parse_labels
+from cmkd.frames.annotations import distance_to, parse_labels, without_copies
+from cmkd.frames.cache import FrameCache
 from cmkd.frames.images import read_rgb, read_slice
 from cmkd.frames.label_exchange import read_yolo
 from cmkd.frames.official_lists import condition_from_meta
@@ -133,20 +137,38 @@ def test_a_line_that_occurs_twice_counts_once(tmp_path, capsys):
     assert f"{file}:5" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("second", "counted"),
+    [
+        ("Pedestrian  0 0 -1  100 100 200 400\t{tail}", 1),  # other blanks
+        ("Pedestrian 0.00 0 -1 100.0 1e2 200 400.00 {tail}", 1),  # other spellings of numbers
+        ("Pedestrian 0.00 0 -1 100 100 200 401 {tail}", 2),
+        ("Pedestrian_is_group 0.00 0 -1 100 100 200 400 {tail}", 2),
+    ],
+)
+def test_which_lines_are_the_same(tmp_path, second, counted):
+    (tmp_path / "a.txt").write_text(label_line() + second.format(tail=TAIL))
+    labels, problems = parse_labels(tmp_path / "a.txt")
+    assert (len(labels), problems) == (2, [])
+    assert len(without_copies(labels)) == counted
+
+
 def test_exported_names_can_be_opened(tmp_path):
     """By torchvision's own dataset, whatever the suffix."""
     from torchvision.datasets import CocoDetection
 
     write_frame(tmp_path, "a", (64, 48), label_line())
     write_frame(tmp_path, "b", (64, 48), label_line())
+    write_frame(tmp_path, "c", (64, 48), label_line())
     Image.open(tmp_path / "images/b.png").convert("RGB").save(tmp_path / "images/b.jpg")
     (tmp_path / "images/b.png").unlink()
-    (tmp_path / "two.txt").write_text("a\nb")
-    command = ["check_data.py", tmp_path, "--list", "two", "--export-coco", tmp_path / "c.json"]
+    (tmp_path / "images/c.png").rename(tmp_path / "images/c.PNG")
+    (tmp_path / "all.txt").write_text("a\nb.jpg\nc")
+    command = ["check_data.py", tmp_path, "--list", "all", "--export-coco", tmp_path / "c.json"]
     done = run_here([str(ROOT / command[0]), *map(str, command[1:])])
     assert done.returncode == 0, done.stderr
     opened = CocoDetection(tmp_path / "images", tmp_path / "c.json")
-    assert [image.size for image, _ in opened] == [(64, 48)] * 2
+    assert [image.size for image, _ in opened] == [(64, 48)] * 3
 
 
 # ----------------------------------------------------------------------------------------- pictures
@@ -503,12 +525,15 @@ def test_ctrl_c_prints_no_traceback(with_a_pool):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")
-def test_cores_of_others_are_not_counted():
+def test_cores_of_others_are_not_counted(monkeypatch):
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})
         assert cores() == 1
         assert hardware.loader_processes() <= 1
+        for script, words in ((make_synthetic, ""), (prepare_data, "--source a --out b")):
+            monkeypatch.setattr(sys, "argv", ["x", *words.split()])
+            assert script.parse_arguments().workers == 1
     finally:
         os.sched_setaffinity(0, allowed)
 
@@ -589,6 +614,21 @@ def test_what_is_tidied_at_the_end_is_tidied_on_sigterm():
     )
     assert done.returncode == 128 + signal.SIGTERM
     assert "tidy" in done.stdout
+
+
+def test_caches_of_two_users_are_two_files(tmp_path, monkeypatch):
+    """On disk and in memory; the second user's content is neither read nor overwritten."""
+    write_frame(tmp_path, "a", (64, 48))
+    monkeypatch.setattr(cache, "MEMORY_FOLDER", tmp_path)
+    files = [tmp_path / "images/a.png"]
+    for kind in ("disk", "ram"):
+        caches = []
+        for user in (1000, 1001):
+            monkeypatch.setattr(os, "getuid", lambda user=user: user)
+            caches.append(FrameCache(kind, tmp_path / ".cache", files, (1, 3, 48, 64)))
+            caches[-1].store(0, torch.full((3, 48, 64), user % 256, dtype=torch.uint8))
+        assert caches[0].file != caches[1].file
+        assert [one.load(0).unique().tolist() for one in caches] == [[232], [233]]
 
 
 # ------------------------------------------------------------------------------ found by reading
