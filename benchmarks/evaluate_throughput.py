@@ -127,6 +127,14 @@ def throughput_rows(
     return rows
 
 
+def add_pass(parser: argparse.ArgumentParser) -> None:
+    """The options of how a list is passed over, and of what is measured."""
+    parser.add_argument("--batch-size", type=at_least(1), default=4, help="ours (default: 4)")
+    add_turns(parser, 3)
+    add_device(parser)
+    add_json(parser)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
     parser.add_argument("--weights", type=Path, help="trained weights (default: random ones)")
@@ -137,10 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--frames", type=at_least(1), default=16, help="simulated frames (default: 16)"
     )
-    parser.add_argument("--batch-size", type=at_least(1), default=4, help="ours (default: 4)")
-    add_turns(parser, 3)
-    add_device(parser)
-    add_json(parser)
+    add_pass(parser)
     return parser.parse_args()
 
 

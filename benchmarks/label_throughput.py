@@ -15,14 +15,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.evaluate_throughput import Ours, open_list
-from benchmarks.measure import Side, add_device, add_turns, take_turns
+from benchmarks.evaluate_throughput import Ours, add_pass, open_list
+from benchmarks.measure import Side, take_turns
 from cmkd.evaluation.labelling import Choice, label_texts
-from cmkd.evaluation.options import add_json
 from cmkd.evaluation.tables import markdown_table, print_and_save
 from cmkd.frames.machine_labels import Record, journal_name, write_labels
 from cmkd.runtime import hardware
-from cmkd.runtime.command_line import OneLineParser, at_least
+from cmkd.runtime.command_line import OneLineParser
 
 AIM = 0.75  # of the plain pass's frames per second; a mirror image counts as a frame
 THRESHOLDS = (0.5, 0.2)  # score of sure and of doubtful boxes
@@ -51,10 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="trained weights")
     parser.add_argument("--data", type=Path, required=True, help="prepared data folder")
     parser.add_argument("--list", default="test_night", help="default: test_night")
-    parser.add_argument("--batch-size", type=at_least(1), default=4, help="default: 4")
-    add_turns(parser, 3)
-    add_device(parser)
-    add_json(parser)
+    add_pass(parser)
     return parser.parse_args()
 
 

@@ -36,7 +36,8 @@ def start() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if rank() > 0:
-        sys.stdout = Path(os.devnull).open("w", errors="replace")  # noqa: SIM115 - open as long as the process
+        # Open as long as the process.
+        sys.stdout = Path(os.devnull).open("w", errors="replace")  # noqa: SIM115
 
 
 def is_torchrun() -> bool:
