@@ -123,6 +123,31 @@ def test_the_key_is_of_resolved_paths(frames, tmp_path):
     )
 
 
+def test_files_in_memory_that_no_process_uses_are_removed(frames, tmp_path, monkeypatch):
+    """As SIGKILL leaves them. Those of live runs stay, and those that were just made."""
+    monkeypatch.setattr(cache, "MEMORY_FOLDER", tmp_path)
+    kept = {size: cached(frames, "ram", size) for size in (32, 48, 80)}
+    files = {size: dataset.cache.file for size, dataset in kept.items()}
+    for size in (32, 48):
+        os.utime(files[size], (0, 0))
+    for size in (32, 80):
+        kept[size].cache.in_use.close()  # as the end of a process does
+    cached(frames, "ram", 64)
+    assert {size: file.exists() for size, file in files.items()} == {32: False, 48: True, 80: True}
+
+
+def test_a_file_that_a_full_disk_cut_off_is_made_whole(frames):
+    kept = cached(frames)
+    image = kept[1][0]
+    with kept.cache.file.open("r+b") as file:
+        file.truncate(100)
+    again = cached(frames)
+    assert kept.cache.file == again.cache.file
+    status = again.cache.file.stat()
+    assert status.st_blocks * 512 >= status.st_size == again.cache.bytes
+    assert torch.equal(again[1][0], image)
+
+
 def test_flips_follow_the_cache(frames):
     plain, kept = cached(frames), cached(frames, flip=True)
     for seed in range(4):

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from conftest import (
     ROOT,
     TAIL,
     TINY,
-    epochs_of,
     label_line,
     run_here,
     run_script,
@@ -234,6 +234,14 @@ def two_classes(tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="module")
+def pedestrians(tmp_path_factory):
+    """Weights of the published class, without a JSON."""
+    file = tmp_path_factory.mktemp("w") / "one.pth"
+    torch.save(Detector(3, 2, "resnet18").state_dict(), file)
+    return file
+
+
 @pytest.mark.parametrize(
     "classes",
     [
@@ -411,17 +419,32 @@ def test_a_file_system_that_cannot_flush_or_chmod(tmp_path, monkeypatch, capsys,
         files.save_text("z", tmp_path / "c.txt")
 
 
-@pytest.mark.parametrize("script", ["check_data.py", "make_synthetic.py"])
-def test_a_reader_that_has_seen_enough(synthetic, tmp_path, script):
-    options = [synthetic, "--workers", "1"]
-    if script == "make_synthetic.py":
-        options = f"--out {tmp_path} --frames 2 1 1 --size 64x48 --workers 1".split()
-    command = [sys.executable, ROOT / script, *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("script", "errors_too"),
+    [
+        ("check_data.py", False),
+        ("check_data.py", True),  # as in `2>&1 | head`
+        ("make_synthetic.py", False),
+        ("test.py", False),
+    ],
+)
+def test_a_reader_that_has_seen_enough(synthetic, tmp_path, pedestrians, script, errors_too):
+    options = {
+        "check_data.py": [synthetic, "--workers", 1],
+        "make_synthetic.py": f"--out {tmp_path} --frames 2 1 1 --size 64x48 --workers 1".split(),
+        "test.py": ["--weights", pedestrians, "--data", synthetic, "--lists", "val_night"],
+    }
+    process = subprocess.Popen(
+        [sys.executable, ROOT / script, *map(str, options[script])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if errors_too else subprocess.PIPE,
+        text=True,
+    )
     process.stdout.close()
     assert process.wait(60) == 128 + signal.SIGPIPE
-    assert process.stderr.read() == ""
-    process.stderr.close()
+    if not errors_too:
+        assert process.stderr.read() == ""
+        process.stderr.close()
 
 
 def test_files_that_macos_leaves_are_no_lists(tmp_path):
@@ -481,12 +504,19 @@ def pool_workers(process):
     raise AssertionError("no pool was started")
 
 
-@pytest.fixture(params=["make_synthetic.py", "check_data.py"])
+@pytest.fixture(params=["make_synthetic.py", "check_data.py", "prepare_pairs.py"])
 def with_a_pool(request, synthetic, tmp_path):
     """A script that works in two processes, started as a terminal does, and its command."""
     options = [synthetic]
     if request.param == "make_synthetic.py":
         options = ["--out", tmp_path / "data", "--frames", 6, 2, 2, "--size", "96x64"]
+    if request.param == "prepare_pairs.py":
+        options = ["--rgb", synthetic / "images", "--second", synthetic / "gated1"]
+        (tmp_path / "labels").mkdir()
+        for file in (synthetic / "images").iterdir():
+            (tmp_path / f"labels/{file.stem}.txt").write_text(f"Pedestrian {KITTI}\n")
+        options += ["--labels", tmp_path / "labels", "--format", "kitti"]
+        options += ["--out", tmp_path / "data"]
     command = [sys.executable, ROOT / request.param, *options, "--workers", 2]
     process = subprocess.Popen(
         list(map(str, command)),
@@ -602,17 +632,23 @@ def test_permission_is_an_error_of_users_if_a_file_is_known(capsys, filename):
     assert ("/data/x may not be used by this user" in capsys.readouterr().err) == bool(filename)
 
 
-def test_what_is_tidied_at_the_end_is_tidied_on_sigterm():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_is_tidied_at_the_end_is_tidied_on_a_signal(number):
     lines = [
-        "import os, signal",
+        "import os",
         "from cmkd.runtime.failures import at_end",
         "at_end(lambda: print('tidy', flush=True))",
-        "os.kill(os.getpid(), signal.SIGTERM)",
+        f"os.kill(os.getpid(), {number})",
     ]
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        # Tests under nohup ignore SIGHUP, and so would it.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
-    assert done.returncode == 128 + signal.SIGTERM
+    assert done.returncode == 128 + number
     assert "tidy" in done.stdout
 
 
@@ -629,6 +665,36 @@ def test_caches_of_two_users_are_two_files(tmp_path, monkeypatch):
             caches[-1].store(0, torch.full((3, 48, 64), user % 256, dtype=torch.uint8))
         assert caches[0].file != caches[1].file
         assert [one.load(0).unique().tolist() for one in caches] == [[232], [233]]
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("setpriv"), reason="root alone can become another user"
+)
+@pytest.mark.parametrize("kind", ["disk", "ram"])
+def test_a_second_user_with_a_cache_on_the_same_data(synthetic, kind):
+    """There is no room for it in the first user's folder; in memory there is."""
+    # The interpreter may be in a folder that others may not read.
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    user += [f"--{caps}-caps=+dac_read_search" for caps in ("inh", "ambient")]
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o777)
+        data, out = shutil.copytree(synthetic, Path(home, "data")), Path(home, "out")
+        options = ["--data", data, *TINY, "--cache", kind, "--max-iterations", 1]
+        command = ["train_baseline.py", *options, "--out", out, "--run-dir", out / "run"]
+        run_script(*command)
+        shutil.rmtree(out)
+        done = subprocess.run(
+            [*user, sys.executable, *map(str, (ROOT / command[0], *command[1:]))],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+    if kind == "ram":
+        assert (done.returncode, "--cache ram: 6 frames" in done.stdout) == (0, True), done.stderr
+    else:
+        assert done.returncode == 2
+        assert "cannot be written (Permission denied): choose another --cache" in the_error(done)
 
 
 # ------------------------------------------------------------------------------ found by reading
@@ -759,21 +825,45 @@ def test_what_macos_leaves_among_labels(tmp_path):
     assert list(pairing.find_pictures(tmp_path, "--rgb")) == ["a"]
 
 
-def test_lines_are_in_a_pipe_once_they_are_printed(synthetic, tmp_path):
-    """A run on a cluster writes into a file, and would look dead for hours."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    places = ["--data", synthetic, "--out", tmp_path / "out", "--run-dir", tmp_path / "run"]
-    more = ["--epochs", 999, "--patience", 999]
+@pytest.mark.parametrize("script", ["train_baseline.py", "test.py", "reproduce.py"])
+def test_lines_are_in_a_pipe_once_they_are_printed(synthetic, tmp_path, pedestrians, script):
+    """A run on a cluster writes into a file, and would look dead for hours.
+
+    Each command has much to do after its first line, and is then killed.
+    """
+    many = tmp_path / "data"
+    names = (synthetic / "train_night.txt").read_text().split() * 100
+    for folder, suffix in (("images", "png"), ("gated_labels", "txt")):
+        (many / folder).mkdir(parents=True)
+        for number, name in enumerate(names):
+            (many / folder / f"{number}.{suffix}").symlink_to(
+                synthetic / f"{folder}/{name}.{suffix}"
+            )
+    (many / "many.txt").write_text("\n".join(map(str, range(len(names)))))
+    options, made_last = {
+        "train_baseline.py": (
+            ["--data", synthetic, *TINY, "--epochs", 1000, "--patience", 1000]
+            + ["--out", tmp_path, "--run-dir", tmp_path / "run"],
+            tmp_path / "baseline.json",
+        ),
+        "test.py": (
+            ["--weights", pedestrians, "--data", many, "--lists", "many", "--min-size", 64]
+            + ["--workers", 0, "--json", tmp_path / "scores.json"],
+            tmp_path / "scores.json",
+        ),
+        "reproduce.py": (["--out", tmp_path / "study"], tmp_path / "study/results.md"),
+    }[script]
     process = subprocess.Popen(
-        [sys.executable, *map(str, (ROOT / "train_baseline.py", *places, *TINY, *more))],
+        [sys.executable, *map(str, (ROOT / script, *options))],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=environment,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        start_new_session=True,
     )
-    assert process.stdout.readline()
-    log = tmp_path / "run/log.jsonl"
-    # A buffer of 8 KB holds the lines of some 80 epochs.
-    assert not log.is_file() or len(epochs_of(log.parent)) < 40
-    process.kill()
-    process.communicate()
+    try:
+        assert process.stdout.readline()
+        assert not made_last.is_file()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

@@ -1,13 +1,17 @@
 """Frames that are decoded once, then kept at training size in a file that all processes share."""
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -39,15 +43,17 @@ class FrameCache:
         self.kind = kind
         home = folder_in_memory() if kind == "ram" else folder
         # Another user's file may be neither read nor trusted.
-        user = os.getuid() if hasattr(os, "getuid") else 0
-        self.file = home / f"frames-{user}-{cache_key(files, shape[2:])}.cache"
+        prefix = f"frames-{os.getuid()}-"
+        self.file = home / f"{prefix}{cache_key(files, shape[2:])}.cache"
         self.bytes = int(np.prod(shape)) + 4 * shape[0]
+        if kind == "ram":
+            remove_abandoned(set(home.glob(f"{prefix}*.cache")) - {self.file})
         self._map_file()
 
     def __getstate__(self) -> dict:
         """What is sent to a new process, which maps the file itself."""
         state = dict(vars(self))
-        del state["frames"], state["checksums"]
+        del state["frames"], state["checksums"], state["in_use"]
         return state
 
     def __setstate__(self, state: dict) -> None:
@@ -55,9 +61,11 @@ class FrameCache:
         self._map_file()
 
     def _map_file(self) -> None:
-        if not self.file.is_file():
+        # A disk that was full leaves a shorter file.
+        if not self.file.is_file() or self.file.stat().st_size < self.bytes:
             self._make_file()
         try:
+            self.in_use = locked(self.file) if self.kind == "ram" else None
             content = np.memmap(self.file, np.uint8, "r+", shape=self.bytes)
         except OSError as error:
             raise UserError(
@@ -106,6 +114,25 @@ class FrameCache:
         """Remove a cache in memory; one on disk stays."""
         if self.kind == "ram":
             self.file.unlink(missing_ok=True)
+
+
+def locked(file: Path) -> IO[bytes]:
+    """The opened file, which says to other processes that it is in use."""
+    opened = file.open("rb")
+    fcntl.flock(opened, fcntl.LOCK_SH)
+    return opened
+
+
+def remove_abandoned(caches: Iterable[Path]) -> None:
+    """Remove files that no process uses, as SIGKILL leaves them: they would keep the memory.
+
+    A file that was just made may not be locked yet.
+    """
+    for file in caches:
+        with contextlib.suppress(OSError), file.open("rb") as content:  # removed meanwhile, in use
+            fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - file.stat().st_mtime > 60:
+                file.unlink()
 
 
 def folder_in_memory() -> Path:

@@ -93,10 +93,11 @@ def fail(message: str) -> NoReturn:
 
 
 def at_end(tidy: Callable[[], None]) -> None:
-    """Call `tidy` when the program ends, by SIGTERM too, but not by SIGKILL or SIGHUP."""
+    """Call `tidy` when the program ends, by SIGTERM and SIGHUP too, but not by SIGKILL."""
     atexit.register(tidy)
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # it would end the program at once
-        signal.signal(signal.SIGTERM, lambda number, _: exit_process(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # it would end the program at once
+            signal.signal(number, lambda number, _: exit_process(128 + number))
     tidying.append(tidy)
 
 
