@@ -53,9 +53,9 @@ from cmkd.frames.layout import (
     refuse_forbidden,
     refuse_held_out_frames,
 )
-from cmkd.frames.machine_labels import refuse_disagreement
+from cmkd.frames.machine_labels import refuse_disagreement, refuse_other_classes
 from cmkd.runtime import distributed
-from cmkd.runtime.failures import at_end, prepare_for_workers, share, start_worker
+from cmkd.runtime.failures import at_end, prepare_for_workers, share, start_worker, warn
 from cmkd.runtime.files import UserError
 from utils import refuse_unlabelled_misuse
 
@@ -136,9 +136,17 @@ class SeeingThroughFog(Dataset):
         return len(self.names)
 
     @property
+    def classes_without_boxes(self) -> list[str]:
+        """The entries of `classes` that no frame has a box of."""
+        found = set(scale_boxes(self.objects.values, LABEL_WIDTH, LABEL_HEIGHT)[1].tolist())
+        return [
+            ",".join(group) for label, group in enumerate(self.classes, 1) if label not in found
+        ]
+
+    @property
     def has_boxes(self) -> bool:
         """Whether any frame has a box to find, not counting ignore regions."""
-        return bool(scale_boxes(self.objects.values, LABEL_WIDTH, LABEL_HEIGHT)[1].any())
+        return len(self.classes_without_boxes) < len(self.classes)
 
     @property
     def labelled_by(self) -> str:
@@ -380,9 +388,10 @@ class TrainingFrames(Dataset):
         return self.firsts[-1]
 
     @property
-    def has_boxes(self) -> bool:
-        """Whether any frame has a box to find, not counting ignore regions."""
-        return any(part.has_boxes for part in self.parts)
+    def classes_without_boxes(self) -> list[str]:
+        """The entries of `classes` that no frame has a box of."""
+        first, *others = (part.classes_without_boxes for part in self.parts)
+        return [one for one in first if all(one in other for other in others)]
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -567,6 +576,7 @@ def training_loader(
         )
 
     labelled = frames_of(args.train_list, LABEL_FOLDER)
+    warn_of_limited_size(labelled, args.min_size, args.max_size)
     others = [frames_of(name, args.machine_labels) for name in args.unlabelled_list or ()]
     dataset = TrainingFrames(labelled, others) if others else labelled
     dataset.use_cache(args.cache, args.min_size, args.max_size)
@@ -583,6 +593,17 @@ def training_loader(
             f"of {counts[1]} others"
         )
     return make_loader(dataset, batch_size, args.workers, batches=batches)
+
+
+def warn_of_limited_size(frames: SeeingThroughFog, min_size: int, max_size: int) -> None:
+    """Warn if `--max-size` keeps frames from becoming as large as `--min-size` says."""
+    width, height = image_size(frames.image_files(0)[0])
+    if max_size / max(width, height) < min_size / min(width, height):
+        used = training_size(height, width, min_size, max_size)
+        warn(
+            f"--min-size {min_size} has no effect: --max-size {max_size} makes frames of "
+            f"{width}x{height} {used[1]}x{used[0]}; raise --max-size for more"
+        )
 
 
 def labelled_and_others(batch_size: int, labelled_share: float) -> tuple[int, int]:
@@ -604,6 +625,7 @@ def refuse_unfit_lists(args: argparse.Namespace) -> None:
     refuse_held_out_frames(args.data, args.unlabelled_list, args.val_list)
     if folder is not None:
         refuse_disagreement(args.data / folder)
+        refuse_other_classes(args.data / folder, args.classes)
 
 
 def make_loader(

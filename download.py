@@ -52,7 +52,7 @@ WEIGHTS = {
 
 
 def fetch(url: str, file: Path) -> None:
-    """Download to a file. Raises `UserError`."""
+    """Download to a file. Raises `UserError`, also for a web page in its place."""
     try:
         import gdown
     except ImportError:
@@ -68,6 +68,11 @@ def fetch(url: str, file: Path) -> None:
         ) from None
     if not file.is_file():
         raise UserError(f"{url} could not be downloaded: download it in a browser and pass --file")
+    try:
+        refuse_web_page(file)
+    except UserError:
+        file.unlink()  # else gdown would take it for what was asked for the next time
+        raise
 
 
 def refuse_web_page(file: Path) -> None:
@@ -165,8 +170,8 @@ def prepared_folder(folder: Path) -> Path:
         if all((candidate / part).is_dir() for part in (*IMAGE_FOLDERS, LABEL_FOLDER)):
             return candidate
     raise UserError(
-        f"{folder} has no folder with {', '.join((*IMAGE_FOLDERS, LABEL_FOLDER))}: this is another "
-        "archive; if it is the official download, pass it to prepare_data.py"
+        f"the archive has no folder with {', '.join((*IMAGE_FOLDERS, LABEL_FOLDER))}: it is "
+        "another one; if it is the official download, unpack it and pass it to prepare_data.py"
     )
 
 
@@ -175,27 +180,25 @@ def get_data(args: argparse.Namespace) -> None:
     print(TERMS)
     if not args.accept_terms:
         raise UserError("--accept-terms is missing: nothing was downloaded")
-    if args.to.exists() and any(args.to.iterdir()):
+    to = args.to.resolve()
+    if to.exists() and any(to.iterdir()):
         raise UserError(f"--to {args.to} holds something: name an empty or new folder")
-    archive = args.file
-    if not archive:
-        archive = args.to.with_name(f"{args.to.name}.archive")
+    archive = args.file or to.with_name(f"{to.name}.archive")
+    if not archive.is_file():  # whole ones of an earlier call stay if they were refused
         fetch(args.base_url + DATA_ID, archive)
-    if not archive.is_file():
-        raise UserError(f"--file {archive} is missing: name the archive")
-    arriving = args.to.with_name(f"{args.to.name}.arriving")
+    arriving = to.with_name(f"{to.name}.arriving")
     shutil.rmtree(arriving, ignore_errors=True)
     try:
         refuse_web_page(archive)
         count = unpack(archive, arriving)
         folder = prepared_folder(arriving)
-        if args.to.exists():
-            args.to.rmdir()
-        shutil.move(folder, args.to)
+        if to.exists():
+            to.rmdir()
+        shutil.move(folder, to)
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
-        if not args.file:
-            archive.unlink(missing_ok=True)
+    if not args.file:
+        archive.unlink()
     save_json({"lists": hashes_of_lists(args.to)}, args.to / ORIGIN)
     print(f"{args.to}: {count} files\nnext: python check_data.py {args.to}")
 

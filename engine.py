@@ -178,11 +178,8 @@ def fit(
     distributed.synchronise_norms(trained)
     data = train_loader.dataset.fingerprints | val_loader.dataset.fingerprints
     progress, random_states = begin_run(options, weights, trained, optimizer, arguments, data)
-    if not train_loader.dataset.has_boxes:
-        warn(
-            f"{train_loader.dataset.list_file}: no frame has a box of the classes trained: nothing "
-            "will be learned but background"
-        )
+    warn_of_classes_without_boxes(train_loader.dataset, "background alone will be learned there")
+    warn_of_classes_without_boxes(val_loader.dataset, "the validation AP is of the other classes")
     is_first = distributed.rank() == 0
     tested = set(val_loader.dataset.names)
     if shared := [name for name in train_loader.dataset.names if name in tested]:
@@ -236,6 +233,12 @@ def fit(
             print(epoch_line(record))
     best = f"best AP {progress.best_AP:.4f} at epoch {progress.best_epoch}"
     print(f"{best}: {weights}; log: {log_file}")
+
+
+def warn_of_classes_without_boxes(dataset: Dataset, consequence: str) -> None:
+    """Warn of entries of --classes that no frame of a list has a box of."""
+    if empty := dataset.classes_without_boxes:
+        warn(f"{dataset.list_file}: no frame has a box of {' or '.join(empty)}: {consequence}")
 
 
 @contextlib.contextmanager
@@ -437,9 +440,12 @@ def begin_run(
             checkpoint.refuse_other_arguments(run_dir, content["arguments"], now)
             # Checkpoints of earlier versions have none.
             checkpoint.refuse_other_data(run_dir, content.get("data", data), data)
-        # A run that stopped before its first checkpoint has a log and no state: it starts anew.
-        elif not (options.resume and log_file.is_file()):
-            checkpoint.refuse_overwriting(run_dir, weights)
+        # A run that stopped before its first checkpoint has a log, no state and no weights: it
+        # starts anew.
+        elif weights.is_file() or not (options.resume and log_file.is_file()):
+            checkpoint.refuse_overwriting(run_dir, weights, options.resume)
+            if options.resume:
+                print(f"--resume: {run_dir} has no run yet, so it starts here")
         for file in (weights, log_file):
             refuse_unwritable(file)
         checkpoint.remove_unfinished_files(run_dir, weights)

@@ -41,8 +41,8 @@ GATED_MEAN, GATED_STD = 0.406, 0.225
 # A batch is padded to multiples of this many px; more for torch.compile, so it meets few shapes.
 PADDING, COMPILED_PADDING = 32, 128
 # What a network sees, by its channels. The 3 channels of `gated` are known by the settings alone.
-MODALITY_OF = {3: "rgb", 6: "rgb+gated"}
-GATED_ALONE = "gated"
+RGB_AND_GATED, GATED_ALONE = "rgb+gated", "gated"
+MODALITY_OF = {3: "rgb", 6: RGB_AND_GATED}
 
 
 class FrozenNorm(FrozenBatchNorm2d):
@@ -357,7 +357,8 @@ def build_detector(
     if stem == "reinit":
         pretrained.pop(STEM, None)
     else:
-        pretrained[STEM] = inflate(pretrained[STEM], channels, detector.settings["modality"])
+        seen_before = modality_of_init(init, pretrained[STEM].shape[1])
+        pretrained[STEM] = inflate(pretrained[STEM], seen_before, detector.settings["modality"])
     own = detector.state_dict()
     fitting = {
         name: value
@@ -397,10 +398,14 @@ def load_detector(
                 f"{file} is not a Faster R-CNN checkpoint: it has no {needed}; its first key is "
                 f"{next(iter(state), 'missing')}"
             )
-    if not settings and not (min_size and max_size):
-        print(f"{file}: the image size it was trained at is not known; assuming the published one")
+    channels = state[STEM].shape[1]
+    if not settings:
+        assumed = ["that it sees RGB"] if channels == 3 else []
+        assumed += [] if min_size and max_size else ["the published image size"]
+        if assumed:
+            print(f"{file}: nothing says how it was trained; assuming {' and '.join(assumed)}")
     detector = Detector(
-        channels=state[STEM].shape[1],
+        channels=channels,
         num_classes=len(state["roi_heads.box_predictor.cls_score.weight"]),
         backbone=infer_backbone(state, file),
         norm=infer_norm(state),
@@ -408,9 +413,9 @@ def load_detector(
         max_size=max_size or settings.get("max_size", 1333),
         proposals=settings.get("proposals", 1000),
         candidates=settings.get("candidates"),
-        padding=settings.get("padding", PADDING),
+        padding=settings.get("padding", COMPILED_PADDING if settings.get("compile") else PADDING),
         compiled=compiled,
-        modality=modality_of(settings, state[STEM].shape[1], file),
+        modality=modality_of(settings, channels, file),
     )
     refuse_mismatch(detector.state_dict(), state, file)
     detector.load_state_dict(state)
@@ -426,6 +431,12 @@ def modality_of(settings: dict[str, Any], channels: int, file: Path) -> str | No
     if modality not in (None, MODALITY_OF.get(channels), *([GATED_ALONE] * (channels == 3))):
         raise WeightsError(f"{file} takes {channels} channels, but its JSON says {modality!r}")
     return modality
+
+
+def modality_of_init(init: str, channels: int) -> str | None:
+    """What the network of `--init` sees, by the JSON beside a file or else by its channels."""
+    known = read_settings(Path(init)) if Path(init).is_file() else {}
+    return modality_of(known, channels, Path(init)) or MODALITY_OF.get(channels)
 
 
 def load_teacher(file: Path, min_size: int, max_size: int, compiled: bool = False) -> Detector:
@@ -507,21 +518,24 @@ def freeze_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def inflate(kernels: Tensor, channels: int, modality: str = "") -> Tensor:
-    """Kernels of the first convolution for another number of channels: `[64, channels, 7, 7]`.
+def inflate(kernels: Tensor, before: str, now: str) -> Tensor:
+    """Kernels of the first convolution `[64, 3 or 6, 7, 7]` for what another network sees.
 
-    From RGB to more: each gated channel gets the mean over R, G and B. To slices alone: each gets
-    it. From more to RGB: each of R, G and B gets a third of the gated channels' sum, so an image
-    that is the same in all channels keeps its response.
+    `before` and `now` are `rgb`, `gated` or `rgb+gated`. From one camera to both or to the other,
+    each new channel gets the mean over the camera's three. From both to one, each of its channels
+    also gets a third of the other three's sum, so an image that is the same in all channels keeps
+    its response.
     """
-    if modality == GATED_ALONE:
-        return kernels.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
-    if kernels.shape[1] == channels:
+    if before == now:
         return kernels
-    rgb, gated = kernels.tensor_split([3], dim=1)
-    if channels == 3:
-        return rgb + gated.sum(dim=1, keepdim=True) / 3
-    return torch.cat([rgb, rgb.mean(dim=1, keepdim=True).expand(-1, channels - 3, -1, -1)], dim=1)
+    if before == RGB_AND_GATED:
+        rgb, gated = kernels.split(3, dim=1)
+        kept, lost = (gated, rgb) if now == GATED_ALONE else (rgb, gated)
+        return kept + lost.sum(dim=1, keepdim=True) / 3
+    mean = kernels.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    if now == RGB_AND_GATED:
+        return torch.cat([mean, kernels] if before == GATED_ALONE else [kernels, mean], dim=1)
+    return mean
 
 
 def infer_norm(state: dict[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ left out.
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import zipfile
@@ -51,11 +52,12 @@ from cmkd.frames.official_lists import (
 )
 from cmkd.frames.png import save_png
 from cmkd.frames.raw_images import develop
-from cmkd.frames.registration import PREPARED_SIZE, Calibration, find_calibration
+from cmkd.frames.registration import BUILT_IN, PREPARED_SIZE, Calibration, find_calibration
 from cmkd.runtime.command_line import OneLineParser, at_least, cores, positive_float
 from cmkd.runtime.failures import run, warn
 from cmkd.runtime.files import (
     UserError,
+    append_record,
     open_data_folder,
     read_lines,
     reason_of,
@@ -84,6 +86,8 @@ SUFFIX_OF_FOLDER = {
 CALIBRATION_FOLDERS = (".", "calibs", "calib", "calibration", "tools/DatasetViewer/calibs")
 
 REPORT = "prepare_report.json"
+WAYS = "registration.jsonl"  # with --registration lidar: by what each frame was warped
+NO_LIDAR = "plane, no lidar"
 BYTES_PER_FRAME = 4.5e6  # an upper estimate: a noisy RGB PNG and three slices
 
 
@@ -250,13 +254,17 @@ class Preparer:
             save_png(image, self.out / folder / f"{frame.name}.png")
         return Prepared("plane")
 
+    def has(self, part: str, name: str) -> bool:
+        """Whether a frame has a file of one part."""
+        folder = self.folders[part]
+        return (folder / f"{name}{suffix_of(folder)}").is_file()
+
     def file_of(self, part: str, name: str) -> Path:
         """A frame's file of one part. Raises `UserError`."""
         folder = self.folders[part]
-        file = folder / f"{name}{suffix_of(folder)}"
-        if not file.is_file():
+        if not self.has(part, name):
             raise UserError(f"no {folder.name} file")
-        return file
+        return folder / f"{name}{suffix_of(folder)}"
 
     def map_into_rgb(self, name: str, condition: str) -> tuple[Tensor, str]:
         """The pixel map from the prepared image into RGB, and its kind for the report.
@@ -274,7 +282,7 @@ class Preparer:
             refuse_other_size(folder, returns.shape[::-1], self.calibration.gated.size)
             depth = registration.densify(returns)
         except (UserError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            return self.plane, "plane, no lidar"
+            return self.plane, NO_LIDAR
         return registration.map_by_depth(self.calibration, depth), "lidar"
 
     def rectified_rgb(self, name: str, condition: str) -> np.ndarray:
@@ -338,10 +346,11 @@ def prepare_all(
 
     Returns how many frames were warped in each way, and why each of the others was left out.
     """
-    done = {file.stem for file in (preparer.out / LABEL_FOLDER).glob("*.txt")}
+    done = complete_frames(preparer)
     waiting = [(name, condition) for name, condition in conditions.items() if name not in done]
     refuse_full_disk(preparer.out, len(waiting))
-    ways = Counter({"there already": len(conditions) - len(waiting)})
+    ways = Counter({"there already": 0})
+    ways.update(done[name] for name in conditions if name in done)
     left_out = {}
     results = parallel_map(preparer.prepare, waiting, workers, str(preparer.out))
     for (name, _), prepared in zip(waiting, results, strict=True):
@@ -349,7 +358,36 @@ def prepare_all(
             left_out[name] = prepared.left_out_because
         else:
             ways[prepared.how] += 1
+            if preparer.registration == "lidar":
+                append_record(preparer.out / WAYS, {"frame": name, "by": prepared.how})
     return ways, left_out
+
+
+def complete_frames(preparer: Preparer) -> dict[str, str]:
+    """The frames that need no more work, and what the report says of them.
+
+    A frame that had no lidar is prepared again once it has some.
+    """
+    labelled = [file.stem for file in (preparer.out / LABEL_FOLDER).glob("*.txt")]
+    if preparer.registration == "plane":
+        return dict.fromkeys(labelled, "there already")
+    way_of = read_ways(preparer.out / WAYS)
+    return {
+        name: f"there already, {way_of[name]}"
+        for name in labelled
+        if name in way_of and not (way_of[name] == NO_LIDAR and preparer.has("lidar", name))
+    }
+
+
+def read_ways(journal: Path) -> dict[str, str]:
+    """How each frame was warped, the newest way of each, from OUT/registration.jsonl."""
+    if not journal.is_file():
+        return {}
+    records = []
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a line that a kill left unfinished
+            records.append(json.loads(line))
+    return {one["frame"]: one["by"] for one in records}
 
 
 def prepare_unlabelled(
@@ -522,6 +560,8 @@ def main() -> None:
     folders = find_parts(args.source, args.registration == "lidar")
     usual = [args.source / folder for folder in CALIBRATION_FOLDERS]
     calibration = find_calibration([args.calibration] if args.calibration else usual)
+    if args.calibration and calibration.source == BUILT_IN:
+        raise UserError(f"--calibration {args.calibration}: the three calib_*.json are not there")
     print(f"calibration: {calibration.source}")
     lists, condition_of = choose_lists(args.split, args.source, args.splits)
     chosen = [name for names in lists.values() for name in names]
@@ -534,6 +574,7 @@ def main() -> None:
         "split": args.split,
         "registration": args.registration,
         "plane_distance": args.plane_distance,
+        "calibration": calibration.fingerprint,
         "folders": {part: folder.name for part, folder in folders.items()},
     }
     open_data_folder(args.out, REPORT, parameters, (*IMAGE_FOLDERS, LABEL_FOLDER))

@@ -19,6 +19,7 @@ from torch.optim import SGD
 
 from cmkd.runtime.command_line import non_negative_float
 from cmkd.runtime.failures import run
+from cmkd.runtime.weights import sha256_of
 from dataset import Batch, SeeingThroughFog, make_loader, training_loader
 from engine import fit
 from models import build_detector, build_discriminators, load_teacher, reverse_gradient
@@ -99,7 +100,7 @@ def main() -> None:
             "ignore": args.ignore,
             "teacher_AP": teacher_ap,
         },
-        arguments=vars(args),
+        arguments={**vars(args), "teacher_sha256": sha256_of(args.teacher)},
         also_trained=discriminators,
     )
 

@@ -10,6 +10,7 @@ import torch
 
 from cmkd.frames.annotations import DEFAULT_CLASSES
 from cmkd.runtime import distributed, hardware
+from cmkd.runtime.claims import claim_file
 from cmkd.runtime.command_line import (
     OneLineParser,
     at_least,
@@ -332,6 +333,10 @@ def known_teacher_ap(args: argparse.Namespace, val_fingerprint: str) -> float | 
     """
     file = args.teacher
     known = read_settings(file)
+    if known.get("classes", args.classes) != args.classes:
+        warn(f"{file} was trained on --classes {' '.join(known['classes'])}")
+    if claim_file(file).is_file():
+        warn(f"{file} may still be trained, because {claim_file(file)} exists")
     here = {
         "sha256": sha256_of(file),
         "val_fingerprint": val_fingerprint,

@@ -7,7 +7,9 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, label_line, run_here, the_error, write_frame
@@ -209,6 +211,42 @@ def test_no_link_and_not_too_much(tmp_path):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(UserError, match="no whole zip or tar archive"):
         archive.unpack(file, tmp_path / "again")
+
+
+@pytest.mark.parametrize("kind", ["w:gz", "w:bz2", "w:xz", "zip"])
+def test_one_changed_byte_is_noticed(tmp_path, kind):
+    """Wherever it is; numbers of a picture without pattern, so that no decoder stumbles over it."""
+    content = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
+    file = tmp_path / "archive"
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:
+            opened.writestr("a.png", content)
+    else:
+        with tarfile.open(file, kind) as opened:
+            member = tarfile.TarInfo("a.png")
+            member.size = len(content)
+            opened.addfile(member, io.BytesIO(content))
+    whole = file.read_bytes()
+    assert archive.unpack(file, tmp_path / "whole") == 1
+    for place in range(100, 5000, 350):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="remove it, and download it again"):
+            archive.unpack(file, tmp_path / "damaged")
+
+
+def test_an_archive_that_was_refused_is_not_fetched_again(server, archive_of_data, tmp_path):
+    """It took hours; the folder that the frames go to may be the present one."""
+    server.files[DATA_ID] = archive_of_data.read_bytes()
+    to = tmp_path / "home/data"
+    options = ["data", "--to", to, "--accept-terms", "--base-url", server.url]
+    with patch("shutil.disk_usage", return_value=SimpleNamespace(free=10)):
+        assert "nothing was unpacked" in last_error(download(*options, expect=2))
+    server.files.clear()
+    download(*options)
+    assert (to / "images/a.png").is_file()
+    assert [path.name for path in to.parent.iterdir()] == ["data"]
 
 
 def test_published_checkpoints_beside_the_paper(

@@ -223,16 +223,16 @@ def test_resume_of_another_run_leaves_finished_weights(one_frame, tmp_path):
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     before = (tmp_path / "w/seer.pth").read_bytes()
-    with pytest.raises(UserError, match=r"seer.pth exists from an earlier run"):
+    with pytest.raises(UserError, match=r"seer.pth exists, but .*run has no last.pth"):
         run_fit(one_frame, tmp_path, Seer({1}), epochs=1, resume=True)
     assert (tmp_path / "w/seer.pth").read_bytes() == before
 
 
 def test_resume_without_a_state_starts_anew(one_frame, tmp_path):
-    """Stopped in epoch 1: a log and perhaps weights, but no last.pth."""
+    """Stopped in epoch 1: a log, but neither last.pth nor weights."""
     run_fit(one_frame, tmp_path, Seer({1}), epochs=1)
-    for name in ("last.pth", "previous.pth"):
-        (tmp_path / "run" / name).unlink()
+    for name in ("run/last.pth", "run/previous.pth", "w/seer.pth"):
+        (tmp_path / name).unlink()
     log = run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
     assert [record.get("epoch") for record in log] == [None, None, 1, 2]
     assert json.loads((tmp_path / "w/seer.json").read_text())["arguments"]["epochs"] == 2

@@ -209,9 +209,11 @@ def test_a_training_checkpoint_knows_its_settings(tmp_path, capsys):
 def test_an_assumed_size_is_said(tmp_path, capsys):
     file = saved(tmp_path, small().state_dict())
     assert load_detector(file).settings["min_size"] == 500
-    assert capsys.readouterr().out.startswith(
-        f"{file}: the image size it was trained at is not known"
-    )
+    said = f"{file}: nothing says how it was trained; assuming that it sees RGB"
+    assert capsys.readouterr().out == f"{said} and the published image size\n"
+    load_detector(file, 64, 128)
+    assert capsys.readouterr().out == f"{said}\n"
+    file = saved(tmp_path, Detector(6, 2, "resnet18").state_dict())
     load_detector(file, 64, 128)
     assert capsys.readouterr().out == ""
 

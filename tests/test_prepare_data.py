@@ -496,6 +496,74 @@ def test_the_plane_replaces_lidar_in_fog_and_if_it_is_missing(download, tmp_path
     assert (tmp_path / "data/test_dense_fog_night.txt").read_text() == f"{NAMES[5]}\n"
 
 
+def test_a_frame_is_prepared_again_once_it_has_lidar(download, tmp_path, copy_of):
+    """What was unzipped later would else never be used, without a word."""
+    root = copy_of(download)
+    lidar = root / f"lidar_hdl64_strongest_gated/{NAMES[0]}.npz"
+    lidar.rename(tmp_path / "later.npz")
+    options = ["--registration", "lidar", "--limit", 2]
+    prepare(root, tmp_path / "data", *options)
+    rgb = tmp_path / f"data/images/{NAMES[0]}.png"
+    by_plane = rgb.read_bytes()
+    assert "1 there already, plane, no lidar" in prepare(root, tmp_path / "data", *options).stdout
+    assert rgb.read_bytes() == by_plane
+    (tmp_path / "later.npz").rename(lidar)
+    done = prepare(root, tmp_path / "data", *options)
+    assert "1 there already, lidar, 1 lidar" in done.stdout
+    assert rgb.read_bytes() != by_plane
+
+
+def write_calibration(folder):
+    """The published calibration as the three files, except that RGB has another distortion."""
+    folder.mkdir()
+    cameras = {registration.RGB_FILE: CALIBRATION.rgb, registration.GATED_FILE: CALIBRATION.gated}
+    for file, camera in cameras.items():
+        content = {
+            "K": camera.raw.ravel().tolist(),
+            "D": [camera.k1 * 1.1, 0, 0, 0, 0],
+            "R": camera.rotation.ravel().tolist(),
+            "P": np.pad(camera.rectified, ((0, 0), (0, 1))).ravel().tolist(),
+            "width": camera.size[0],
+            "height": camera.size[1],
+        }
+        (folder / file).write_text(json.dumps(content))
+    transforms = [
+        {
+            "header": {"frame_id": "body"},
+            "child_frame_id": frame,
+            "transform": {
+                "rotation": dict(zip("xyzw", (0, 0, 0, 1), strict=True)),
+                "translation": dict(zip("xyz", (0, 0, place), strict=True)),
+            },
+        }
+        for frame, place in ((registration.RGB_FRAME, 0), (registration.GATED_FRAME, 0.1))
+    ]
+    (folder / registration.TRANSFORMS_FILE).write_text(json.dumps(transforms))
+
+
+def test_another_calibration_is_not_mixed_in(download, tmp_path):
+    """A folder that lacks a file is not passed over, and frames of two calibrations not mixed."""
+    folder = tmp_path / "calibration"
+    done = prepare(download, tmp_path / "data", "--calibration", folder, expect=2)
+    assert f"--calibration {folder}: the three calib_*.json are not there" in the_error(done)
+    write_calibration(folder)
+    prepare(download, tmp_path / "data", "--limit", 1)
+    done = prepare(download, tmp_path / "data", "--calibration", folder, "--limit", 1, expect=2)
+    assert "was made with calibration None, not" in the_error(done)
+    prepare(download, tmp_path / "own", "--calibration", folder, "--limit", 1)
+    (folder / registration.RGB_FILE).unlink()
+    done = prepare(download, tmp_path / "own", "--calibration", folder, expect=2)
+    assert f"{folder} lacks {registration.RGB_FILE}" in the_error(done)
+
+
+def test_hidden_folders_of_other_tools_stay(download, tmp_path):
+    prepare(download, tmp_path / "data", "--limit", 1)
+    (tmp_path / "data/images/.ipynb_checkpoints").mkdir()
+    (tmp_path / "data/images/.DS_Store").write_text("")
+    prepare(download, tmp_path / "data", "--limit", 1)
+    assert (tmp_path / "data/images/.DS_Store").is_file()
+
+
 def test_a_missing_part_is_named(download, tmp_path, copy_of):
     root = copy_of(download)
     (root / "gated2_rect").rename(root / "elsewhere")

@@ -36,19 +36,20 @@ import prepare_data
 from cmkd.evaluation.pipeline import load_comparable
 from cmkd.frames import cache, pairing
 from cmkd.frames.annotation_formats import read_annotations
-from cmkd.frames.annotations import distance_to, parse_labels, without_copies
+from cmkd.frames.annotations import class_groups, distance_to, parse_labels, without_copies
 from cmkd.frames.cache import FrameCache
 from cmkd.frames.images import read_rgb, read_slice
 from cmkd.frames.label_exchange import read_yolo
+from cmkd.frames.machine_labels import refuse_other_classes
 from cmkd.frames.official_lists import condition_from_meta
 from cmkd.runtime import claims, distributed, files, hardware
 from cmkd.runtime.command_line import cores, with_home
 from cmkd.runtime.failures import StopRequest, run
 from cmkd.runtime.files import UserError
-from cmkd.runtime.weights import WeightsError, read_state, sha256_of
+from cmkd.runtime.weights import STEM, WeightsError, read_state, sha256_of
 from cmkd.viewing.annotate_pictures import find_pictures, read_picture
 from dataset import SeeingThroughFog
-from models import Detector, load_detector
+from models import Detector, build_detector, inflate, load_detector
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 KITTI = "0.00 0 0 500 200 560 400 -1 -1 -1 -1000 -1000 -1000 -10"
@@ -867,3 +868,119 @@ def test_lines_are_in_a_pipe_once_they_are_printed(synthetic, tmp_path, pedestri
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+# --------------------------------------------------------------------- found by two more readers
+
+
+def test_resume_without_a_checkpoint_overwrites_no_weights(frames, tmp_path):
+    """Somebody removed the training state to save space."""
+    done = train("baseline", frames, tmp_path / "out", "--max-iterations 1 --resume")
+    assert "has no run yet, so it starts here" in done.stdout
+    weights, run = tmp_path / "out/baseline.pth", tmp_path / "out/run"
+    before = weights.read_bytes(), (run / "log.jsonl").read_bytes()
+    for name in ("last.pth", "previous.pth"):
+        (run / name).unlink(missing_ok=True)
+    done = train("baseline", frames, tmp_path / "out", "--max-iterations 2 --resume", expect=2)
+    assert f"{run} has no last.pth or previous.pth to continue from" in the_error(done)
+    assert (weights.read_bytes(), (run / "log.jsonl").read_bytes()) == before
+
+
+def test_a_checkpoint_of_gated_slices_alone_is_not_taken_for_rgb(tmp_path):
+    """It has three channels too; the option that it was trained with says what they are."""
+    state = Detector(3, 2, "resnet18").state_dict()
+    arguments = {"input": "gated", "compile": True, "min_size": 64}
+    torch.save({"model": state, "arguments": arguments}, tmp_path / "last.pth")
+    settings = load_detector(tmp_path / "last.pth").settings
+    assert (settings["modality"], settings["padding"]) == ("gated", 128)
+
+
+@pytest.mark.parametrize(
+    ("labeller", "student", "missing"),
+    [
+        ("Pedestrian", "Pedestrian RidableVehicle", "RidableVehicle"),
+        ("vru", "Pedestrian", "Pedestrian"),
+        ("Deer Pedestrian", "Pedestrian", None),
+    ],
+)
+def test_machine_labels_of_other_classes_are_refused(tmp_path, labeller, student, missing):
+    """What they lack would be learned as background."""
+    header = {"settings": {"classes": class_groups(labeller.split())}}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(header) + "\n")
+    outcome = pytest.raises(UserError, match=f"and not of {missing}") if missing else None
+    with outcome or contextlib.nullcontext():
+        refuse_other_classes(tmp_path, student.split())
+
+
+def test_a_student_is_not_resumed_with_another_teacher(frames, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+    torch.save(Detector(6, 2, "resnet18").state_dict(), teacher)
+    (tmp_path / "teacher.claim").write_text("{}")
+    options = ["--teacher", teacher, "--max-iterations"]
+    done = train("cmkd_mse", frames, tmp_path / "out", "", *options, 1)
+    assert f"{teacher} may still be trained" in done.stderr
+    torch.save(Detector(6, 2, "resnet18").state_dict(), teacher)
+    done = train("cmkd_mse", frames, tmp_path / "out", "--resume", *options, 2, expect=2)
+    assert "was started with teacher_sha256" in done.stderr
+
+
+@pytest.mark.parametrize("now", ["rgb", "gated", "rgb+gated"])
+@pytest.mark.parametrize("before", ["rgb", "gated", "rgb+gated"])
+def test_kernels_stay_with_their_camera(before, now):
+    """They are kept for what both networks see, and a grey image keeps its response to one."""
+    channels = {"rgb": 3, "gated": 3, "rgb+gated": 6}
+    kernels = torch.rand(64, channels[before], 7, 7)
+    inflated = inflate(kernels, before, now)
+    assert inflated.shape == (64, channels[now], 7, 7)
+    if before == now:
+        assert torch.equal(inflated, kernels)
+    elif now == "rgb+gated":
+        kept = inflated[:, 3:] if before == "gated" else inflated[:, :3]
+        assert torch.equal(kept, kernels)
+        assert inflated.sum(dim=1) == pytest.approx(2 * kernels.sum(dim=1), abs=1e-5)
+    else:
+        assert inflated.sum(dim=1) == pytest.approx(kernels.sum(dim=1), abs=1e-5)
+    if (before, now) == ("rgb+gated", "gated"):
+        differences = inflated.diff(dim=1)
+        assert differences == pytest.approx(kernels[:, 3:].diff(dim=1), abs=1e-6)
+
+
+def test_kernels_of_slices_alone_are_known_by_the_settings(tmp_path):
+    file = tmp_path / "gated.pth"
+    trained = Detector(3, 2, "resnet18", modality="gated")
+    torch.save(trained.state_dict(), file)
+    file.with_suffix(".json").write_text(json.dumps({"modality": "gated"}))
+    options = {"init": str(file), "stem": "inflate"}
+    again = build_detector(3, 2, "resnet18", modality="gated", **options)
+    assert torch.equal(again.state_dict()[STEM], trained.state_dict()[STEM])
+    both = build_detector(6, 2, "resnet18", **options)
+    assert torch.equal(both.state_dict()[STEM][:, 3:], trained.state_dict()[STEM])
+
+
+def test_a_log_on_a_file_system_that_cannot_flush(tmp_path, monkeypatch, capsys):
+    def cannot(*_):
+        raise OSError(errno.EINVAL, "not here")
+
+    monkeypatch.setattr(files.os, "fsync", cannot)
+    monkeypatch.setattr(files, "cannot_was_said", [])
+    files.append_record(tmp_path / "log.jsonl", {"epoch": 1})
+    assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 1}\n'
+    assert "warning: this file system cannot" in capsys.readouterr().err
+
+
+def test_a_program_that_was_started_without_stdout(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    run(lambda: None)
+
+
+def test_a_class_without_a_box_is_warned_of(frames, tmp_path):
+    options = ["--classes", "Pedestrian", "PassengerCar", "--max-iterations", 1]
+    done = train("baseline", frames, tmp_path / "out", "", *options)
+    for consequence in ("background alone will be learned", "the validation AP is of the other"):
+        assert f"no frame has a box of PassengerCar: {consequence}" in done.stderr
+
+
+def test_a_size_that_another_option_prevents_is_warned_of(frames, tmp_path):
+    options = ["--min-size", 64, "--max-size", 80, "--max-iterations", 1]
+    done = train("baseline", frames, tmp_path / "out", "", *options)
+    assert "--min-size 64 has no effect: --max-size 80 makes frames of 160x96 80x48" in done.stderr

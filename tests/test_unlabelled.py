@@ -168,7 +168,7 @@ def test_samples_say_whose_labels_they_have(tmp_path):
     seen = {}
     for title, options in (("machine", MACHINE), ("none", MIXED)):
         loader = training_loader(arguments_of(tmp_path, *options), "rgb", may_lack_labels=True)
-        assert loader.dataset.has_boxes
+        assert loader.dataset.classes_without_boxes == []
         seen[title] = [loader.dataset[index][1] for index in range(2)]
     for labelled, _ in seen.values():
         assert (labelled["name"], labelled["labelled_by"], len(labelled["boxes"])) == (
@@ -489,7 +489,11 @@ def test_parts_by_different_thresholds_are_refused(frames):
     args = arguments_of(
         frames, "--unlabelled-list", "train_night", "--machine-labels", "teacher_labels"
     )
-    header = {"settings": {}, "weights_sha256": "a", "mirror": False}
+    header = {
+        "settings": {"classes": [["Pedestrian", "Pedestrian_is_group"]]},
+        "weights_sha256": "a",
+        "mirror": False,
+    }
     for part, sure in ((1, 0.5), (2, 0.7)):
         line = json.dumps({**header, "thresholds": {"Pedestrian": [sure, 0.2]}})
         training_loader(args, "rgb")

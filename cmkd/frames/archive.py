@@ -1,9 +1,11 @@
 """Archives that came from elsewhere, unpacked without leaving the folder. Needs no torch."""
 
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -12,6 +14,7 @@ from cmkd.runtime.files import UserError, reason_of
 
 LARGEST = 200 * 10**9  # bytes, unpacked: more than the data set has
 BLOCK = 2**20
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
 Entry = tuple[str, int, zipfile.ZipInfo | tarfile.TarInfo]  # path in the archive, bytes, member
 
@@ -19,8 +22,9 @@ Entry = tuple[str, int, zipfile.ZipInfo | tarfile.TarInfo]  # path in the archiv
 def unpack(archive: Path, folder: Path, largest: int = LARGEST) -> int:
     """Unpack the files of a zip or tar archive into a folder; returns how many.
 
-    Raises `UserError`, before a file is written, if the archive is damaged, has a link, a name that
-    leaves the folder, or more bytes than `largest` or the disk has.
+    Raises `UserError`: before a file is written if the archive has a link, a name that leaves the
+    folder, or more bytes than `largest` or the disk has, and at the latest at its end if it is
+    damaged.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -29,10 +33,18 @@ def unpack(archive: Path, folder: Path, largest: int = LARGEST) -> int:
                 return write_entries(archive, entries, folder, largest, opened.open)
         with tarfile.open(archive) as opened:
             entries = entries_of_tar(archive, opened)
-            return write_entries(archive, entries, folder, largest, opened.extractfile)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+            count = write_entries(archive, entries, folder, largest, opened.extractfile)
+            while opened.fileobj.read(BLOCK):  # a compressed archive has its checksum at the end
+                pass
+            return count
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk
+            raise UserError(
+                f"{archive} cannot be unpacked ({error.strerror}): it is kept; fix that first"
+            ) from None
         raise UserError(
-            f"{archive} is no whole zip or tar archive ({reason_of(error)}): download it again"
+            f"{archive} is no whole zip or tar archive ({reason_of(error)}): remove it, and "
+            "download it again"
         ) from None
 
 

@@ -17,7 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmkd.frames.annotations import DOUBTFUL, LABEL_HEIGHT, LABEL_WIDTH, Corners, clip, has_area
+from cmkd.frames.annotations import (
+    DOUBTFUL,
+    LABEL_HEIGHT,
+    LABEL_WIDTH,
+    Corners,
+    class_groups,
+    clip,
+    has_area,
+)
 from cmkd.frames.layout import IMAGE_FOLDERS, LABEL_FOLDER, label_file, list_file, parse_list
 from cmkd.runtime.files import UserError, append_record, save_text
 
@@ -140,6 +148,22 @@ def refuse_disagreement(folder: Path) -> None:
                 raise UserError(
                     f"{folder}: {first} and {journal} have different {name}: label that part "
                     "again with the same options and --relabel"
+                )
+
+
+def refuse_other_classes(folder: Path, classes: list[str]) -> None:
+    """Raise `UserError` if labels are of other classes than `classes`, which would be background.
+
+    More classes than those are no harm.
+    """
+    for journal, header in read_record(folder).headers.items():
+        labelled = [set(group) for group in header["settings"]["classes"]]
+        for group in class_groups(classes):
+            if set(group) not in labelled:
+                found = " ".join(",".join(one) for one in header["settings"]["classes"])
+                raise UserError(
+                    f"{folder / journal}: these labels are of {found}, and not of "
+                    f"{','.join(group)}: label with a network of these --classes"
                 )
 
 

@@ -5,6 +5,7 @@ coordinates (x, y) start at 0 in the centre of the first pixel; gated pixels are
 rectified 1280x720 slices, which are label space.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from cmkd.runtime.files import UserError
 RGB_FILE, GATED_FILE = "calib_cam_stereo_left.json", "calib_gated_bwv.json"
 TRANSFORMS_FILE = "calib_tf_tree_full.json"
 RGB_FRAME, GATED_FRAME = "cam_stereo_left_optical", "bwv_cam_optical"  # coordinate frames
+BUILT_IN = "built in"
 PREPARED_SIZE = (1280, 768)  # width, height
 ADVICE = "restore it, or remove the three calib files to use the published calibration"
 
@@ -50,6 +52,17 @@ class Calibration:
     translation: np.ndarray
     source: str  # the folder it was read from, or "built in"
 
+    @property
+    def fingerprint(self) -> str | None:
+        """A hash of all numbers; None for the built-in ones."""
+        if self.source == BUILT_IN:
+            return None
+        numbers = [self.rotation, self.translation]
+        for camera in (self.rgb, self.gated):
+            numbers += [camera.raw, camera.k1, camera.rotation, camera.rectified, camera.size]
+        text = json.dumps([np.asarray(one).tolist() for one in numbers])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 def camera_matrix(focal: float, x: float, y: float) -> np.ndarray:
     """The (3, 3) matrix of a pinhole camera with square pixels."""
@@ -72,13 +85,17 @@ def rotation_of(quaternion: tuple[float, float, float, float]) -> np.ndarray:
 
 
 def find_calibration(folders: list[Path]) -> Calibration:
-    """The calibration in the first folder that has all three files, or else the published one.
+    """The calibration in the first folder that has its files, or else the published one.
 
-    Raises `UserError` for damaged files.
+    Raises `UserError` for damaged files, and if a folder has some of the three.
     """
     for folder in folders:
-        if all((folder / name).is_file() for name in (RGB_FILE, GATED_FILE, TRANSFORMS_FILE)):
+        names = (RGB_FILE, GATED_FILE, TRANSFORMS_FILE)
+        missing = [name for name in names if not (folder / name).is_file()]
+        if not missing:
             return read_calibration(folder)
+        if len(missing) < len(names):
+            raise UserError(f"{folder} lacks {' and '.join(missing)}: {ADVICE}")
     return published_calibration()
 
 
@@ -268,4 +285,4 @@ def published_calibration() -> Calibration:
         camera_matrix(2322.4, 667.777, 261.144),
         (LABEL_WIDTH, LABEL_HEIGHT),
     )
-    return calibration_between(rgb, gated, RGB_POSE, GATED_POSE, "built in")
+    return calibration_between(rgb, gated, RGB_POSE, GATED_POSE, BUILT_IN)

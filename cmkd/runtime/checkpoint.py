@@ -230,8 +230,16 @@ def refuse_other_data(run_dir: Path, before: dict[str, str], now: dict[str, str]
             )
 
 
-def refuse_overwriting(run_dir: Path, weights: Path) -> None:
-    """Raise `UserError` if a new run would overwrite an old one."""
+def refuse_overwriting(run_dir: Path, weights: Path, resuming: bool) -> None:
+    """Raise `UserError` if a new run would overwrite an old one.
+
+    `resuming`: the user wants to continue it, but the folder has no training checkpoint.
+    """
+    if resuming and weights.is_file():
+        raise UserError(
+            f"--resume: {weights} exists, but {run_dir} has no {NEWEST} or {PREVIOUS} to continue "
+            "from: restore it, or choose another --run-dir and --out"
+        )
     files = (*(run_dir / name for name in ("log.jsonl", NEWEST, PREVIOUS, UNFINISHED)), weights)
     if present := [str(file) for file in files if file.exists()]:
         raise UserError(

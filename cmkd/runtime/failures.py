@@ -41,7 +41,8 @@ def run(main: Callable[[], None]) -> None:
     distributed.start()
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout:  # some daemons start programs without it
+            sys.stdout.flush()
     except BrokenPipeError:
         exit_process(give_up_output())
     except UserError as error:

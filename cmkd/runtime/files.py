@@ -159,7 +159,7 @@ def append_record(path: Path, *records: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, default=str) + "\n" for record in records)
             file.flush()
-            os.fsync(file.fileno())
+            if_possible(os.fsync, file.fileno())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): free some space") from None
 
@@ -206,6 +206,8 @@ def open_data_folder(
                 "choose another --out; nothing was changed"
             )
     for name in subfolders:
-        for leftover in (folder / name).glob(".*"):
-            leftover.unlink()
+        # Half-written, as .NAME.SUFFIX.xxxxxxxx; other tools have hidden files of their own.
+        for leftover in (folder / name).glob(".*.*.*"):
+            if leftover.is_file():
+                leftover.unlink()
     return content

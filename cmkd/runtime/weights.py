@@ -149,6 +149,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     content = read_content(path)
     settings = content.get("arguments", {}) if isinstance(content, dict) else {}
     refuse_bad_settings(settings, path)
+    if "input" in settings:  # an option of train_teacher.py
+        settings = {**settings, "modality": settings["input"]}
     return settings
 
 
