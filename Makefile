@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(RUN) reproduce.py --preset smoke --out runs/demo
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .

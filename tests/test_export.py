@@ -21,11 +21,8 @@ from cmkd.runtime.files import UserError
 from export import DROPPED, Deployable, deviation, drop, run_pytorch
 from models import Detector, load_detector
 
-pytestmark = [
-    pytest.mark.xdist_group("export"),  # its fixtures are built once
-    # torchvision calls it.
-    pytest.mark.filterwarnings("ignore:`create_unbacked_symint` is deprecated"),
-]
+# torchvision calls it.
+pytestmark = pytest.mark.filterwarnings("ignore:`create_unbacked_symint` is deprecated")
 CLASSES = ["Pedestrian,Pedestrian_is_group"]
 EXAMPLES = re.findall(
     r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL

@@ -64,9 +64,6 @@ from utils import training_parser
 NETWORKS = ("teacher", "baseline", "cmkd_mse")
 LISTS = ("val_night", "test_night")
 
-# The study takes a minute: with --dist loadgroup only one worker makes it.
-pytestmark = pytest.mark.xdist_group("study")
-
 
 class Inline:
     """An executor that works at once, in the main thread, where train scripts handle signals."""

@@ -22,9 +22,6 @@ STUDENTS = ("self_labels", "teacher_labels", "true_labels", "features_mse")
 NAMES = ("teacher", "baseline", *STUDENTS)
 LISTS = ("val_night", "test_night")
 
-# The study takes a minute: with --dist loadgroup only one worker makes it.
-pytestmark = pytest.mark.xdist_group("study of labels")
-
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
