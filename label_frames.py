@@ -338,6 +338,12 @@ def import_corrected(args: argparse.Namespace) -> None:
         f"{folder}: {counts['changed']} frames are a human's now, {counts['unchanged']} are "
         f"unchanged, {counts['kept']} that a human changed before are kept"
     )
+    if left := label_exchange.not_named(folder, record, found):
+        print(
+            f"{left} frames are not in {args.import_yolo or args.import_coco}: they stay the "
+            "machine's; an image without boxes must be listed"
+            f"{' by an empty file' if args.import_yolo else ''}"
+        )
 
 
 def main() -> None:

@@ -676,7 +676,9 @@ def test_coco_and_back(data, weights, scores, tmp_path):
     for image in content["images"]:
         image["file_name"] = f"images/{image['file_name']}"
     file.write_text(json.dumps(content))
-    assert "1 frames are a human's now, 5 are" in take_back(data, "coco", file).stdout
+    done = take_back(data, "coco", file)
+    assert "1 frames are a human's now, 5 are" in done.stdout
+    assert "frames are not in" not in done.stdout
     name = names_of(data)[first]
     found = [one.box for one in read_labels(data / f"machine/{name}.txt") if one.name != DOUBTFUL]
     assert (80, 150, 320, 450) in found
@@ -689,6 +691,15 @@ def test_coco_and_back(data, weights, scores, tmp_path):
     doubtful[0]["bbox"] = [1, 2, 3, 4]
     file.write_text(json.dumps(content))
     assert "1 that a human changed before are kept" in take_back(data, "coco", file).stdout
+
+    # A tool that exports only annotated images: the machine's boxes in others would stay.
+    last = content["images"][-1]["id"]
+    content["images"].pop()
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != last]
+    file.write_text(json.dumps(content))
+    assert f"1 frames are not in {file}: they stay the machine's; an image without boxes must" in (
+        take_back(data, "coco", file).stdout
+    )
 
     for one in content["annotations"]:
         del one["doubtful"]
@@ -717,6 +728,13 @@ def test_yolo_and_back(data, weights, scores, tmp_path):
     [person, region] = read_labels(data / f"machine/{first}.txt")
     assert (person.name, person.box) == ("Pedestrian", (480, 180, 800, 540))
     assert region.name == DOUBTFUL
+    last = folder / f"labels/{names_of(data)[-1]}.txt"
+    text = last.read_text()
+    last.unlink()
+    done = take_back(data, "yolo", folder)
+    assert "1 frames are not in" in done.stdout
+    assert "must be listed by an empty file" in done.stdout
+    last.write_text(text)
     (folder / f"labels/{first}.txt").write_text("7 0.5 0.5 0.25 0.5\n")
     assert f"{first}.txt:1" in the_error(take_back(data, "yolo", folder, expect=2))
     (folder / f"labels/{first}.txt").rename(folder / "labels/other.txt")

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, run_here, the_error, write_16_bit_colour_png
 from PIL import Image
 
-from cmkd.frames.annotation_formats import names_in_yaml
 from cmkd.frames.annotations import read_labels, to_pixels
+from cmkd.frames.class_names import names_in_yaml
 from cmkd.frames.layout import label_file, read_list, recording_of
 from cmkd.frames.pairing import split_by_sequence
 from cmkd.frames.second_camera import shift_between
@@ -35,14 +35,18 @@ def picture(seed, size=SIZE, mode="RGB"):
     return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
 
 
-@pytest.fixture
-def source(tmp_path):
+def write_pictures(root):
     """RGB and infrared pictures of four moments."""
     for number, name in enumerate(PEOPLE):
         for folder, mode in (("rgb", "RGB"), ("ir", "L")):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            picture(number, mode=mode).save(tmp_path / folder / f"{name}.png")
-    return tmp_path
+            (root / folder).mkdir(exist_ok=True)
+            picture(number, mode=mode).save(root / folder / f"{name}.png")
+    return root
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_pictures(tmp_path)
 
 
 def write_coco(root):
@@ -237,6 +241,8 @@ def test_cvc14(tmp_path):
     (tmp_path / "Visible/Annotations").mkdir()
     (tmp_path / "Visible/Annotations/x1.txt").write_text("15  20 10  20 1 0 0 0\n")
     options = ["--labels", tmp_path / "Visible/Annotations", "--format", "cvc14"]
+    (tmp_path / "all.txt").write_text("x1\nx2\n")
+    options += ["--split", f"test={tmp_path / 'all.txt'}"]
     done = prepare(tmp_path, *options, rgb="Visible", second="FIR")
     assert pixel_boxes(tmp_path / "out", "x1")[0][1] == pytest.approx((10, 10, 20, 30), abs=0.01)
     assert label_file(tmp_path / "out", "x2").read_text() == ""

@@ -5,14 +5,15 @@ Boxes are read in each format's own unit and become corners in pixels of the pic
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from cmkd.frames.annotations import DOUBTFUL, Corners, columns_of, has_area, what_is_shifted
+from cmkd.frames.class_names import YOLO_NAMES, yolo_names
 from cmkd.frames.layout import files_below
 from cmkd.runtime.files import UserError, read_json, read_lines
 
@@ -21,9 +22,14 @@ SUFFIX_OF_FORMAT = {"voc": ".xml", **dict.fromkeys(("yolo", "kitti", "kaist", "c
 # In these a frame without a file has nobody; in the others that may also mean not labelled.
 NOBODY_WITHOUT_A_FILE = ("kaist", "cvc14")
 KAIST_REGIONS = ("people", "person?")  # that the benchmark leaves out
-YOLO_NAMES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
 KITTI_COLUMNS = (15, 16)
+YOLO_COLUMNS = 6  # at most; the last is a score or a number of the object
 INSIDE = 1e-6  # shares may be above 1 by rounding
+SWAPPED = "boxes whose corners are swapped, left out"
+EMPTY = "boxes without width or height, left out"
+SWAPPED_AT_MOST = 0.05  # of all boxes; if they are more, the columns mean something else
+LARGEST_SHARE = 1.5  # a box may reach a bit beyond its picture
+LEAST_BOXES = 20  # fewer are too few to judge by
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,11 @@ class Annotations:
 
     def add(self, key: str, one: Annotation) -> None:
         """Add a box of a picture; one without width or height is counted and left out."""
-        if not all(map(math.isfinite, one.corners)) or not has_area(one.corners):
-            self.counts["boxes without width or height, left out"] += 1
+        x0, y0, x1, y1 = one.corners
+        if x1 < x0 or y1 < y0:
+            self.counts[SWAPPED] += 1
+        elif not all(map(math.isfinite, one.corners)) or not has_area(one.corners):
+            self.counts[EMPTY] += 1
         else:
             self.boxes[key].append(one)
 
@@ -58,8 +67,17 @@ def read_annotations(labels: Path, kind: str, one_based: bool) -> Annotations:
 
     `one_based`: VOC's pixels are counted from 1, as in the original VOC.
     """
+    found = read_coco(labels) if kind == "coco" else read_folder(labels, kind, one_based)
+    refuse_swapped_corners(labels, found)
+    if kind != "yolo":
+        refuse_shares(labels, found)
     if kind == "coco":
-        return read_coco(labels)
+        refuse_corners_as_sizes(labels, found)
+    return found
+
+
+def read_folder(labels: Path, kind: str, one_based: bool) -> Annotations:
+    """All annotations of a folder of label files. Raises `UserError`."""
     if not labels.is_dir():
         raise UserError(f"--labels {labels} is not a folder, which --format {kind} needs")
     files = [file for file in files_below(labels) if file.suffix == SUFFIX_OF_FORMAT[kind]]
@@ -77,7 +95,7 @@ def read_annotations(labels: Path, kind: str, one_based: bool) -> Annotations:
     }
     found = Annotations({})
     for file in files:
-        key = file.relative_to(labels).with_suffix("").as_posix()
+        key = key_of(file, labels)
         found.boxes[key] = []
         read[kind](file, found, key)
     return found
@@ -90,8 +108,12 @@ def read_coco(file: Path) -> Annotations:
     """A COCO file: x, y, width, height from 0; a crowd is a region."""
     content = read_json(file, "expected a COCO file: an object with images and annotations")
     try:
-        names = {one["id"]: one["name"] for one in content["categories"]}
-        keys = {one["id"]: without_suffix(one["file_name"]) for one in content["images"]}
+        names = by_id(file, content["categories"], "name")
+        names = {number: str(one["name"]) for number, one in names.items()}
+        images = by_id(file, content["images"], "file_name")
+        keys = {number: without_suffix(one["file_name"]) for number, one in images.items()}
+        if not keys:
+            raise UserError(f"{file} has no images: name the file that lists the pictures")
         if len(set(keys.values())) < len(keys):
             twice = Counter(keys.values()).most_common(1)[0][0]
             raise UserError(f"{file}: two images are called {twice}: give each its own file_name")
@@ -115,8 +137,24 @@ def read_coco(file: Path) -> Annotations:
             corners = (x, y, x + width, y + height)
             name = names[one["category_id"]]
             found.add(keys[one["image_id"]], Annotation(name, corners, is_region))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} is not a COCO file ({error!r}): repair it") from None
+    return found
+
+
+def by_id(file: Path, entries: list[dict[str, Any]], name: str) -> dict[Any, dict[str, Any]]:
+    """The images or categories of a COCO file by id; `name` is the key of what they are called.
+
+    Raises `UserError` if an id is there with two names: boxes would go to either.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for one in entries:
+        other = found.setdefault(one["id"], one)
+        if other[name] != one[name]:
+            raise UserError(
+                f"{file}: id {one['id']} is {other[name]} and {one[name]}: give each its own id "
+                "(were two files joined?)"
+            )
     return found
 
 
@@ -125,10 +163,12 @@ def read_voc(file: Path, found: Annotations, key: str, one_based: bool) -> None:
     try:
         root = ElementTree.parse(file).getroot()
         size = root.find("size")
-        if size is None:
-            found.counts["XML files without a size"] += 1
+        sides = ("width", "height") if size is not None else ()
+        width_height = tuple(int(float(size.findtext(side))) for side in sides)
+        if width_height and all(width_height):  # 0 means that it is unknown
+            found.sizes[key] = width_height
         else:
-            found.sizes[key] = (int(size.findtext("width")), int(size.findtext("height")))
+            found.counts["XML files without a size"] += 1
         for one in root.iter("object"):
             box = one.find("bndbox")
             x0, y0, x1, y1 = (
@@ -148,7 +188,7 @@ def read_voc(file: Path, found: Annotations, key: str, one_based: bool) -> None:
                     occluded=int(occluded),
                 ),
             )
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file} is not a VOC file ({error}): repair or remove it") from None
 
 
@@ -158,10 +198,16 @@ def read_yolo(file: Path, found: Annotations, key: str, names: list[str]) -> Non
     The corners are shares until `in_pixels` knows the picture's size.
     """
     for number, line in enumerate(read_lines(file, "labels"), start=1):
-        if not line.split():
+        columns = line.split()
+        if not columns:
             continue
+        if len(columns) > YOLO_COLUMNS:
+            raise UserError(
+                f"{file}:{number}: {len(columns)} columns: outlines, rotated boxes or key points: "
+                "export boxes"
+            )
         try:
-            kind, *shares = line.split()[:5]
+            kind, *shares = columns[:5]
             x, y, width, height = map(float, shares)
             index = int(kind)
         except ValueError:
@@ -170,6 +216,8 @@ def read_yolo(file: Path, found: Annotations, key: str, names: list[str]) -> Non
             ) from None
         if not 0 <= index < len(names):
             raise UserError(f"{file}:{number}: class {index} has no name: there are {len(names)}")
+        if not names[index]:
+            raise UserError(f"{file}:{number}: class {index} has no name: its line is blank")
         if not all(0 <= share <= 1 + INSIDE for share in (x, y, width, height)):
             raise UserError(
                 f"{file}:{number}: {line.strip()}: centre and size must be shares from 0 to 1, not "
@@ -192,7 +240,7 @@ def read_kitti(file: Path, found: Annotations, key: str) -> None:
                 raise ValueError
             truncated, occluded = float(columns[1]), int(float(columns[2]))
             corners = tuple(map(float, columns[4:8]))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise UserError(
                 f"{file}:{number}: expected a class and 14 numbers (15 with a score): fix the line"
             ) from None
@@ -217,7 +265,7 @@ def read_kaist(file: Path, found: Annotations, key: str) -> None:
         try:
             x, y, width, height = map(float, words[1:5])
             occluded, ignored = int(float(words[5])), words[10:11] == ["1"]
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, OverflowError):
             raise UserError(
                 f"{file}:{number}: expected label x y width height occlusion ...: fix the line"
             ) from None
@@ -242,50 +290,71 @@ def read_cvc14(file: Path, found: Annotations, key: str) -> None:
         found.add(key, Annotation("person", corners))
 
 
-# ---------------------------------------------------------------------------------------- names
+# ------------------------------------------------------------- boxes that the format does not have
 
 
-def yolo_names(labels: Path) -> list[str]:
-    """The class names of a YOLO data set: beside its labels, or one or two folders above.
+def refuse_swapped_corners(labels: Path, found: Annotations) -> None:
+    """Raise `UserError` if many boxes end before they begin."""
+    swapped, total = found.counts[SWAPPED], found.counts[SWAPPED] + found.counts[EMPTY]
+    total += sum(map(len, found.boxes.values()))
+    if swapped > SWAPPED_AT_MOST * total:
+        raise UserError(
+            f"{labels}: {swapped} of {total} boxes end before they begin: corners are swapped, or "
+            "they are x y width height: convert them"
+        )
 
-    Raises `UserError`.
+
+def refuse_shares(labels: Path, found: Annotations) -> None:
+    """Raise `UserError` if all boxes of a format in pixels lie within the first pixel."""
+    corners = [one.corners for boxes in found.boxes.values() for one in boxes]
+    if corners and max(map(max, corners)) <= LARGEST_SHARE:
+        raise UserError(
+            f"{labels}: no box reaches beyond {LARGEST_SHARE} px: boxes are shares, not pixels: "
+            "--format yolo, or convert"
+        )
+
+
+def refuse_corners_as_sizes(file: Path, found: Annotations) -> None:
+    """Raise `UserError` if the boxes of a COCO file are two corners.
+
+    Then every width is above x and every height above y. That can be true of large things in the
+    middle of their pictures too, but then the boxes are within their pictures.
     """
-    for folder in (labels, labels.parent, labels.parent.parent):
-        for name in YOLO_NAMES:
-            if (file := folder / name).is_file():
-                lines = read_lines(file, "class names")
-                return names_in_yaml(file, lines) if file.suffix == ".yaml" else named(lines)
+    boxes = [(key, one.corners) for key, several in found.boxes.items() for one in several]
+    if len(boxes) < LEAST_BOXES:
+        return
+    if not all(x1 - x0 > x0 and y1 - y0 > y0 for _, (x0, y0, x1, y1) in boxes):
+        return
+    sizes = [found.sizes.get(key, (0, 0)) for key, _ in boxes]
+    if all(
+        x1 <= width + 1 and y1 <= height + 1
+        for (_, (_, _, x1, y1)), (width, height) in zip(boxes, sizes, strict=True)
+    ):
+        return
     raise UserError(
-        f"no class names: write classes.txt, a name per line in the order of the numbers, to "
-        f"{labels}"
+        f"{file}: in all {len(boxes)} boxes width is above x and height above y: bbox looks like "
+        "x0 y0 x1 y1, COCO's bbox is x y width height: convert it"
     )
 
 
-def named(lines: list[str]) -> list[str]:
-    """The names of a list of names."""
-    return [line.strip() for line in lines if line.strip()]
-
-
-def names_in_yaml(file: Path, lines: list[str]) -> list[str]:
-    """`names` of a data.yaml: a list in brackets, or a line for each. Raises `UserError`."""
-    text = "\n".join(line.split(" #")[0] for line in lines)
-    inline = re.search(r"^names:\s*\[(.*?)\]", text, re.MULTILINE | re.DOTALL)
-    if inline:
-        return [name.strip().strip("'\"") for name in inline[1].split(",") if name.strip()]
-    block = re.search(r"^names:\s*\n((?:[ \t]*(?:-|\d+:).*\n?)+)", text + "\n", re.MULTILINE)
-    if not block:
-        raise UserError(f"{file} has no names: write classes.txt beside it, a name per line")
-    found = re.findall(r"^[ \t]*(?:-|(\d+):)[ \t]*(.+?)[ \t]*$", block[1], re.MULTILINE)
-    if all(number for number, _ in found) and [int(number) for number, _ in found] != list(
-        range(len(found))
-    ):
-        raise UserError(f"{file}: the names must be numbered 0, 1, 2 ...")
-    return [name.strip("'\"") for _, name in found]
+# -------------------------------------------------------------------------------- paths and pixels
 
 
 def without_suffix(file_name: str) -> str:
     """A picture's path without its suffix, with forward slashes."""
-    return Path(file_name.replace("\\", "/")).with_suffix("").as_posix()
+    path = Path(file_name.replace("\\", "/"))
+    return (path.parent / path.stem).as_posix()
+
+
+def key_of(file: Path, folder: Path) -> str:
+    """A file's path from a folder, without suffix. Raises `UserError` if it is not UTF-8."""
+    key = without_suffix(file.relative_to(folder).as_posix())
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        shown = str(file).encode(errors="backslashreplace").decode()
+        raise UserError(f"{shown}: the file's name is not UTF-8: rename it") from None
+    return key
 
 
 def in_pixels(one: Annotation, kind: str, size: tuple[int, int]) -> Corners:

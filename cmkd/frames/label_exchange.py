@@ -5,8 +5,10 @@ DIR/labels/<frame>.txt    class number, centre x and y, width, height, as shares
 DIR/scores/<frame>.txt    the score of each of these lines, if they have any
 """
 
+from collections import Counter
 from pathlib import Path
 
+from cmkd.frames.annotation_formats import by_id
 from cmkd.frames.annotations import DOUBTFUL, Label, read_labels
 from cmkd.frames.layout import IMAGE_SUFFIXES, RGB_FOLDER, find_image, in_order, label_file
 from cmkd.frames.machine_labels import (
@@ -65,9 +67,13 @@ def read_coco(file: Path) -> dict[str, list[Found]]:
     """
     content = read_json(file, "expected a COCO file, as check_data.py --export-coco writes it")
     try:
-        names = {one["id"]: one["name"].partition("+")[0] for one in content["categories"]}
-        images = {one["id"]: one for one in content["images"]}
+        categories = by_id(file, content["categories"], "name")
+        names = {number: str(one["name"]).partition("+")[0] for number, one in categories.items()}
+        images = by_id(file, content["images"], "file_name")
         found: dict[str, list[Found]] = {name_of(one["file_name"]): [] for one in images.values()}
+        if len(found) < len(images):
+            twice = Counter(name_of(one["file_name"]) for one in images.values()).most_common(1)
+            raise UserError(f"{file}: two images are of frame {twice[0][0]}: take one off")
         for one in content["annotations"]:
             image = images[one["image_id"]]
             x, y, width, height = one["bbox"]
@@ -150,6 +156,16 @@ def is_unchanged(labels: list[Label], found: list[Found]) -> bool:
             return False
         before.remove(same[0])
     return not before
+
+
+def not_named(folder: Path, record: Record, found: dict[str, list[Found]]) -> int:
+    """How many label files of a machine are of frames that an import does not name."""
+    named = {label_file(folder.parent, name, folder.name) for name in found}
+    return sum(
+        whose_file(record, folder, file.stem) in (MACHINE, OUTDATED)
+        for file in folder.glob("*.txt")
+        if file not in named
+    )
 
 
 def import_labels(

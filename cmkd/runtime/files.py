@@ -146,7 +146,7 @@ def save_json(value: Any, path: Path) -> None:
 def read_json(path: Path, advice: str) -> Any:
     """The content of a JSON file. Raises `UserError` that ends with `advice`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {advice}") from None
     except (OSError, ValueError) as error:
