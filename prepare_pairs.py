@@ -28,7 +28,6 @@ from cmkd.frames.annotation_formats import (
     Annotations,
     in_pixels,
     read_annotations,
-    without_suffix,
 )
 from cmkd.frames.annotations import (
     DOUBTFUL,
@@ -50,10 +49,12 @@ from cmkd.frames.layout import (
 from cmkd.frames.pairing import (
     Key,
     Pair,
+    find_listed,
     find_pair,
     find_pairs,
     frame_names,
     given_splits,
+    is_of_second,
     lookup_by_alias,
     sequences_of,
     split_by_sequence,
@@ -63,6 +64,7 @@ from cmkd.frames.second_camera import (
     Conversion,
     bits_of,
     in_view_of_rgb,
+    is_coloured,
     may_be_linked,
     measured_range,
     open_picture,
@@ -86,6 +88,7 @@ KNOWN_NAMES = {
 }
 NIGHT_BELOW = 55  # mean grey level of RGB, 0..255
 SHIFTS_MEASURED, SHEET_ROWS = 40, 12
+SAMPLE = 20  # pairs that are looked at before any work
 UNKNOWN_3D = "-1 -1 -1 -1000 -1000 -1000 -10"
 
 
@@ -97,6 +100,7 @@ class Task:
     name: str
     boxes: list[Annotation]
     size: tuple[int, int] | None  # of the picture, if the labels say
+    has_labels: bool  # False: there is no label file, which means that nobody is there
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,10 @@ def place(
         write_atomically(file, lambda unfinished: shutil.copyfile(source, unfinished), flush=False)
         counts["pictures copied"] += 1
     else:
-        write_atomically(file, lambda unfinished: image.save(unfinished, format="PNG"), flush=False)
+        fitting = image if image.mode in ("L", "RGB") else image.convert("RGB")  # as of CMYK
+        write_atomically(
+            file, lambda unfinished: fitting.save(unfinished, format="PNG"), flush=False
+        )
         counts["pictures converted"] += 1
     return file
 
@@ -221,12 +228,12 @@ def class_name(one: Annotation, given: dict[str, str], counts: Counter) -> str:
 
 
 def tasks_of(
-    pairs: list[Pair], names: dict[Key, str], annotations: Annotations, kind: str, no_file: str
+    pairs: list[Pair], names: dict[Key, str], annotations: Annotations, args: argparse.Namespace
 ) -> tuple[list[Task], Counter[str]]:
     """The labelled pairs, and the counts of labels and pictures that do not fit together.
 
-    Raises `UserError` for two label files of one pair, and, if `no_file` is `error`, for a pair
-    without one.
+    Raises `UserError` for two label files of one pair, for labels of the second picture if that
+    will be warped, and, if `--no-file` is `error`, for a pair without labels.
     """
     by_alias, counts = lookup_by_alias(pairs), Counter()
     label_key_of: dict[Key, str] = {}
@@ -236,8 +243,13 @@ def tasks_of(
             counts["label files or images in them without a pair"] += 1
         elif pair.key in label_key_of:
             raise UserError(
-                f"{label_key_of[pair.key]} and {label_key} are both labels of {pair.rgb}: name one "
-                "camera's labels alone"
+                f"{label_key_of[pair.key]} and {label_key} are both labels of {pair.rgb}: name the "
+                "labels of this sequence alone, or of one camera alone"
+            )
+        elif args.homography and is_of_second(label_key, pair):
+            raise UserError(
+                f"{label_key} is a label of {pair.second}, which --homography warps: boxes must "
+                "be in RGB's pixels, so name the labels of RGB"
             )
         else:
             label_key_of[pair.key] = label_key
@@ -250,10 +262,10 @@ def tasks_of(
     for pair in pairs:
         label_key = label_key_of.get(pair.key)
         if label_key is None:
-            if kind == "coco" or no_file == "unlabelled":
+            if args.format == "coco" or args.no_file == "unlabelled":
                 counts["pairs without labels, left out"] += 1
                 continue
-            if no_file == "error":
+            if args.no_file == "error":
                 raise UserError(
                     f"{pair.rgb} has no label file: pass --no-file nobody if that means that "
                     "nobody is there, or --no-file unlabelled to leave such pairs out"
@@ -261,8 +273,19 @@ def tasks_of(
             counts["pairs without a label file: nobody is there"] += 1
         boxes = annotations.boxes[label_key] if label_key is not None else []
         size = annotations.sizes.get(label_key) if label_key is not None else None
-        tasks.append(Task(pair, names[pair.key], boxes, size))
+        tasks.append(Task(pair, names[pair.key], boxes, size, label_key is not None))
     return tasks, counts
+
+
+def refuse_splits_without_labels(splits: dict[str, list[Pair]], tasks: list[Task]) -> None:
+    """Raise `UserError` for a split in which no pair has a label file."""
+    labelled = {task.pair.key for task in tasks if task.has_labels}
+    for split, chosen in splits.items():
+        if not any(pair.key in labelled for pair in chosen):
+            raise UserError(
+                f"{split}: none of {len(chosen)} pairs has a label file: add its annotations (an "
+                "empty file means that nobody is there)"
+            )
 
 
 def write_lists(
@@ -287,7 +310,7 @@ def write_lists(
 def conversion_of(args: argparse.Namespace, pairs: list[Pair]) -> Conversion:
     """How pictures of the second camera are converted; prints a range that was measured."""
     homography = read_homography(args.homography) if args.homography else None
-    sample = [pair.second for pair in evenly_spaced(pairs, 20)]
+    sample = [pair.second for pair in evenly_spaced(pairs, SAMPLE)]
     is_deep = False
     for file in sample:
         try:
@@ -302,6 +325,27 @@ def conversion_of(args: argparse.Namespace, pairs: list[Pair]) -> Conversion:
             "every picture (--second-range sets another range)"
         )
     return Conversion(low_high or (0.0, 65535.0), homography)
+
+
+def warn_of_colours(args: argparse.Namespace, pairs: list[Pair]) -> None:
+    """Warn if pictures of the second camera have colours, more so if those of RGB have none."""
+    sample = evenly_spaced(pairs, SAMPLE)
+
+    def have_colours(pictures: list[Path]) -> bool:
+        return any(is_coloured(open_picture(file, args.colour_bits)) for file in pictures)
+
+    if not have_colours([pair.second for pair in sample]):
+        return
+    if have_colours([pair.rgb for pair in sample]):
+        warn(
+            f"pictures of --second {args.second} have colours, and the loader makes them grey: a "
+            "palette such as a rainbow is not a grey level, so export grey pictures"
+        )
+    else:
+        warn(
+            f"--rgb and --second swapped? Pictures of {args.rgb} are grey, and those of "
+            f"{args.second} have colours"
+        )
 
 
 def report_shift(shifts: list[tuple[float, float]]) -> dict[str, float]:
@@ -335,6 +379,12 @@ def split_choice(text: str) -> tuple[str, str]:
     return split, choice
 
 
+def pair_pattern(text: str) -> tuple[str, str]:
+    """argparse type: a regular expression and what replaces it, `A=B`."""
+    expression, replacement = name_pair(text)
+    return pattern(expression), replacement
+
+
 def pattern(text: str) -> str:
     """argparse type: a regular expression."""
     try:
@@ -357,7 +407,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("data"), help="(default: data)")
     parser.add_argument(
         "--pair",
-        type=name_pair,
+        type=pair_pattern,
         metavar="REGEX=REPLACEMENT",
         help="path of an RGB picture, without suffix, to that of its partner: '(.*)_RGB="
         r"\1_PreviewData' (default: the same path)",
@@ -459,9 +509,7 @@ def night_by_list(file: Path, pairs: list[Pair]) -> set[Key]:
     for number, line in enumerate(read_lines(file, "a list of pictures"), start=1):
         if not line.strip():
             continue
-        pair = find_pair(line.strip(), by_alias) or find_pair(
-            without_suffix(line.strip()), by_alias
-        )
+        pair = find_listed(line, by_alias)
         if pair is None:
             raise UserError(f"{file}:{number}: {line.strip()} is no pair: take it off")
         keys.add(pair.key)
@@ -474,13 +522,15 @@ def main() -> None:
     sequences = sequences_of(pairs, args.sequence)
     names = frame_names(pairs, sequences)
     annotations = read_annotations(args.labels, args.format, args.one_based)
-    tasks, more = tasks_of(pairs, names, annotations, args.format, args.no_file)
+    tasks, more = tasks_of(pairs, names, annotations, args)
     counts += annotations.counts + more
     labelled = [task.pair for task in tasks]
     splits, more = splits_of(args, labelled, sequences)
     counts += more
+    refuse_splits_without_labels(splits, tasks)
     night = night_by_list(args.night, pairs) if args.night else None
     conversion = conversion_of(args, labelled)
+    warn_of_colours(args, labelled)
 
     given = {key: value for key, value in vars(args).items() if key not in ("workers", "sheet")}
     parameters = json.loads(json.dumps({"version": 1, **given}, default=str))

@@ -42,11 +42,13 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def read_16_bit_colour(image: Image.Image) -> np.ndarray:
-    """The values of a 16-bit colour PNG, int32 `[H, W, 3]`.
+    """The values of a 16-bit colour PNG, int32 `[H, W, 3]`. Raises `UserError` for other formats.
 
     Pillow keeps one byte of each 16-bit colour value: the high one, or the low one if it is told
     the opposite byte order. So the file is decoded twice.
     """
+    if image.format != "PNG":  # a TIFF is in strips, with other names of its byte orders
+        raise UserError(f"{image.filename} is a 16-bit colour {image.format}: convert it to PNG")
     with Image.open(image.filename) as again:
         codec, extents, offset, rawmode = again.tile[0]
         again.tile = [(codec, extents, offset, rawmode.replace(";16B", ";16L"))]

@@ -37,7 +37,7 @@ def read_slice(path: Path) -> Tensor:
         refuse_other_kinds(path, image)
         if image.mode.startswith("I"):
             grey = np.array(image).astype(np.int32)
-        elif rawmode.startswith("RGB") and rawmode.endswith(";16B"):
+        elif image.mode == "RGB" and ";16" in rawmode:
             grey = read_16_bit_colour(image).sum(axis=2) // 3
         elif ";16" in rawmode:
             raise UserError(f"{path} has 16 bits and transparency ({rawmode}): save it without")
@@ -56,7 +56,8 @@ def readable(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # A damaged AVIF is a RuntimeError.
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} cannot be read ({reason_of(error)}): restore it, or take the frame off the "
             "list"

@@ -3,12 +3,12 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmkd.frames.annotation_formats import without_suffix
-from cmkd.frames.layout import SPLITS, files_below
+from cmkd.frames.annotation_formats import key_of, without_suffix
+from cmkd.frames.layout import IMAGE_SUFFIXES, SPLITS, files_below
 from cmkd.runtime.files import UserError, read_lines
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -34,14 +34,27 @@ class Pair:
     def aliases(self) -> list[str]:
         """What lists and label files may call it, the most exact first."""
         keys = (self.key, self.second_key)
-        short = [meaningful(key) for key in keys]
-        return list(dict.fromkeys((*keys, *short, *(key.rpartition("/")[2] for key in keys))))
+        return list(dict.fromkeys(form(key) for form in FORMS for key in keys))
+
+    @property
+    def has_folder(self) -> bool:
+        """Whether a folder, such as its sequence's, is part of what it is called."""
+        return "/" in meaningful(self.key) or "/" in meaningful(self.second_key)
 
 
 def meaningful(key: Key) -> str:
     """A key without folders that only name the camera."""
     *folders, name = key.split("/")
     return "/".join([*(part for part in folders if part.lower() not in SAYS_NOTHING), name])
+
+
+def base_name(key: Key) -> str:
+    """A key without folders."""
+    return key.rpartition("/")[2]
+
+
+# What lists and label files may write of a key, the most exact first.
+FORMS: tuple[Callable[[Key], str], ...] = (str, meaningful, base_name)
 
 
 def find_pictures(folder: Path, option: str) -> dict[Key, Path]:
@@ -51,7 +64,7 @@ def find_pictures(folder: Path, option: str) -> dict[Key, Path]:
     found: dict[Key, Path] = {}
     for file in files_below(folder):
         if file.suffix.lower() in PICTURE_SUFFIXES:
-            key = without_suffix(file.relative_to(folder).as_posix())
+            key = key_of(file, folder)
             if key in found:
                 raise UserError(f"{found[key]} and {file} have one name: remove one of them")
             found[key] = file
@@ -67,31 +80,61 @@ def find_pairs(
 
     The partner has the same path. With `pattern` (regular expression, replacement) it has the path
     that replacing gives, and a picture whose path does not match is of the other camera. Raises
-    `UserError` if no picture has a partner.
+    `UserError` if no picture has a partner, and for one that two pictures have, or that is the
+    picture itself.
     """
     rgb_pictures, second_pictures = find_pictures(rgb, "--rgb"), find_pictures(second, "--second")
-    pairs, counts = [], Counter()
+    pairs: dict[Key, Pair] = {}  # by the second picture
+    alone, unmatched = [], []
     for key, file in rgb_pictures.items():
-        partner = key
-        if pattern:
-            if not re.fullmatch(pattern[0], key):
-                continue
-            partner = re.sub(pattern[0], pattern[1], key)
-        if partner in second_pictures:
-            pairs.append(Pair(key, partner, file, second_pictures[partner]))
+        partner = partner_of(key, pattern)
+        if partner is None:
+            unmatched.append(file)
+        elif partner not in second_pictures:
+            alone.append(file)
+        elif partner in pairs:
+            raise UserError(
+                f"{pairs[partner].rgb} and {file} have one partner, {second_pictures[partner]}: "
+                "change --pair so that each has its own"
+            )
+        elif file.samefile(second_pictures[partner]):
+            raise UserError(f"{file} would be its own partner: pass --pair or another --second")
         else:
-            counts["RGB pictures without a partner, left out"] += 1
-    used = {pair.second_key for pair in pairs}
-    if rgb.resolve() != second.resolve():
-        alone = len(second_pictures.keys() - used)
-        counts["second pictures without a partner, left out"] += alone
+            pairs[partner] = Pair(key, partner, file, second_pictures[partner])
     if not pairs:
         raise UserError(
             f"no picture of {rgb} has a partner of the same path in {second}, like "
             f"{min(second_pictures)} for {min(rgb_pictures)}: say how names differ, as --pair "
             r"'(.*)_RGB=\1_PreviewData'"
         )
-    return pairs, +counts
+    partners = {pair.second for pair in pairs.values()}  # both cameras may be in one folder
+    counts = Counter()
+    for what, files in (
+        ("RGB pictures without a partner, left out", alone),
+        ("pictures that --pair matches neither way, left out", unmatched),
+    ):
+        counts[what] = sum(file not in partners for file in files)
+    if rgb.resolve() != second.resolve():
+        unused = len(second_pictures.keys() - pairs.keys())
+        counts["second pictures without a partner, left out"] = unused
+    return list(pairs.values()), +counts
+
+
+def partner_of(key: Key, pattern: tuple[str, str] | None) -> Key | None:
+    """The path that the partner of a picture has; None if `pattern` does not match the picture.
+
+    Raises `UserError` for a replacement that names a group that is not there.
+    """
+    if pattern is None:
+        return key
+    match = re.fullmatch(pattern[0], key)
+    try:
+        return match.expand(pattern[1]) if match else None
+    except (re.error, IndexError) as error:
+        raise UserError(
+            f"--pair {pattern[0]}={pattern[1]}: the replacement cannot be used ({error}): name "
+            r"groups of the expression, as \1"
+        ) from None
 
 
 def lookup_by_alias(pairs: Iterable[Pair]) -> dict[str, Pair]:
@@ -106,11 +149,40 @@ def lookup_by_alias(pairs: Iterable[Pair]) -> dict[str, Pair]:
 
 
 def find_pair(name: str, by_alias: dict[str, Pair]) -> Pair | None:
-    """The pair that a list or a label file calls so; None if it is none or more than one."""
-    for called in (name, meaningful(name), name.rpartition("/")[2]):
-        if called in by_alias:
-            return by_alias[called]
-    return None
+    """The pair that a list or a label file calls so; None if it is none or more than one.
+
+    The name alone, without folders, counts only if the name or the pair has no others: pictures of
+    two sequences often have the same numbers.
+    """
+    name = name.removeprefix("./")
+    called = [name, meaningful(name)]
+    if name.startswith(("/", "../")) or name[1:3] == ":/":
+        # Where the folder of the pictures begins in such a path is not known.
+        parts = name.split("/")
+        called += ["/".join(parts[start:]) for start in range(1, len(parts) - 1)]
+        parts = meaningful(name).split("/")
+        called += ["/".join(parts[start:]) for start in range(1, len(parts) - 1)]
+    for one in called:
+        if one in by_alias:
+            return by_alias[one]
+    pair = by_alias.get(base_name(name))
+    return None if pair and pair.has_folder and "/" in meaningful(name) else pair
+
+
+def find_listed(line: str, by_alias: dict[str, Pair]) -> Pair | None:
+    """The pair that a line of a list names, with or without a suffix."""
+    name = line.strip()
+    return find_pair(name, by_alias) or find_pair(without_suffix(name), by_alias)
+
+
+def is_of_second(name: str, pair: Pair) -> bool:
+    """Whether a label file's name fits a pair's second picture, but not its RGB picture."""
+    for form in FORMS:
+        if form(name) == form(pair.key):
+            return False
+        if form(name) == form(pair.second_key):
+            return True
+    return False
 
 
 # -------------------------------------------------------------------------------- names and splits
@@ -125,14 +197,22 @@ def sequences_of(pairs: list[Pair], pattern: str | None) -> dict[Key, str]:
         return {pair.key: meaningful(pair.key) for pair in pairs}
     sequences = {}
     for pair in pairs:
-        match = re.search(pattern, pair.key)
-        if not match:
+        sequence = sequence_in(pair.key, pattern)
+        if not sequence:
             raise UserError(
                 f"--sequence {pattern} finds nothing in {pair.key}: it must find the sequence in "
                 "every RGB picture's path"
             )
-        sequences[pair.key] = match[1] if match.groups() else match[0]
+        sequences[pair.key] = sequence
     return sequences
+
+
+def sequence_in(key: Key, pattern: str) -> str:
+    """What a regular expression finds in a key: its first group that is used, or all of it."""
+    match = re.search(pattern, key)
+    if not match:
+        return ""
+    return next((group for group in match.groups() if group is not None), match[0])
 
 
 def frame_names(pairs: list[Pair], sequences: dict[Key, str]) -> dict[Key, str]:
@@ -155,7 +235,10 @@ def frame_names(pairs: list[Pair], sequences: dict[Key, str]) -> dict[Key, str]:
 
 def plain(text: str) -> str:
     """A text without what frame names must not have, or what means something in them."""
-    return re.sub(r"[\s/\\_,]+", "-", text).strip("-")
+    name = re.sub(r"[\s/\\_,]+", "-", text).strip("-")
+    # From a list's `001.jpg` the suffix would be taken off.
+    suffix = next((one for one in IMAGE_SUFFIXES if name.endswith(one)), "")
+    return f"{name.removesuffix(suffix)}-{suffix[1:]}" if suffix else name
 
 
 def split_by_sequence(counts: dict[str, int], shares: dict[str, float] = SHARES) -> dict[str, str]:
@@ -194,9 +277,7 @@ def given_splits(
             for line in read_lines(Path(choice), "a list of pictures"):
                 if not line.strip():
                     continue
-                pair = find_pair(line.strip(), by_alias)
-                pair = pair or find_pair(without_suffix(line.strip()), by_alias)
-                if pair:
+                if pair := find_listed(line, by_alias):
                     chosen.append(pair)
                 else:
                     counts[f"names in {Path(choice).name} without a pair"] += 1

@@ -13,6 +13,8 @@ from cmkd.runtime.files import UserError, read_lines, reason_of
 MEASURED = 200  # pictures that a range is measured on
 SPREAD = (0.5, 99.5)  # percentiles of a measured range
 LAYOUT_SUFFIXES = {".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg"}  # as which a file is linked
+GREY_NOISE = 10  # grey levels by which the channels of a grey picture may differ
+COLOURED_SHARE = 0.01  # of a picture's pixels
 SHIFT_WIDTH = 320  # px: pictures are compared at this width
 LARGEST_SHIFT = 0.08  # of the width
 
@@ -38,7 +40,8 @@ def open_picture(path: Path, colour_bits: int | None = None) -> Image.Image:
                 return from_16_bit_colour(path, image, colour_bits)
             image.load()
             return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # A damaged AVIF is a RuntimeError.
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} cannot be read ({reason_of(error)}): restore or remove it"
         ) from None
@@ -64,6 +67,18 @@ def bits_of(image: Image.Image) -> int:
     if image.mode.startswith("I"):
         return 16
     raise UserError(f"{image.mode} is a kind of picture that cannot be used")
+
+
+def is_coloured(image: Image.Image) -> bool:
+    """Whether a picture has colours: in more than a hundredth of its pixels the channels differ.
+
+    By more than the noise of a grey picture that was saved as a JPEG.
+    """
+    if bits_of(image) == 16 or image.mode in ("1", "L", "LA"):
+        return False
+    values = np.asarray(image.convert("RGB"))
+    difference = values.max(axis=2) - values.min(axis=2)
+    return bool((difference > GREY_NOISE).mean() > COLOURED_SHARE)
 
 
 def measured_range(files: list[Path]) -> tuple[float, float]:

@@ -142,7 +142,8 @@ def read_picture(file: Path) -> Image.Image:
             orientation = orientation_of(picture)
             upright = picture.convert("RGB")
             return upright.transpose(TURNS[orientation]) if orientation in TURNS else upright
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # A damaged AVIF is a RuntimeError.
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot be read ({reason_of(error)})") from None
 
 
