@@ -38,6 +38,7 @@ from dataset import SeeingThroughFog
 HEIGHT_LIMITS = (32, 64, 128)  # label px, between the columns of the class table
 SHEET_ROWS = 12
 ENOUGH_BOXES = 30  # fewer are too few to judge by
+FIRST_END = 2  # px: boxes that all end before it are shares
 
 
 def check(root: Path, workers: int, sheet: Path | None) -> None:
@@ -60,7 +61,9 @@ def check(root: Path, workers: int, sheet: Path | None) -> None:
         "label lines that occur twice": [
             copy for frame in frames.values() for copy in frame.copies
         ],
-        "boxes in pixels of the images": in_another_space(root, frames),
+        "boxes in another space": in_another_space(root, frames),
+        "lists without a box": without_boxes(root, lists, frames),
+        "slices that are copies of RGB": copies_of_rgb(root, frames),
         "similar names": similar_names(list_lines),
         "recordings in two splits": shared_recordings,
         "FRAMES IN TWO SPLITS": shared_frames,
@@ -81,9 +84,15 @@ def check(root: Path, workers: int, sheet: Path | None) -> None:
 
 
 def in_another_space(root: Path, frames: dict[str, CheckedFrame]) -> list[str]:
-    """A warning if all boxes would be within images that are smaller than label space."""
+    """A warning if all boxes are shares, or within images that are smaller than label space."""
     boxes = [label.box for frame in frames.values() for label in frame.labels]
     sizes = [frame.size for frame in frames.values() if frame.size]
+    if boxes and max(max(box) for box in boxes) <= FIRST_END:
+        return [
+            f"{root / LABEL_FOLDER}: no box reaches beyond {FIRST_END} px: boxes must be in "
+            f"{LABEL_WIDTH}x{LABEL_HEIGHT}, and these look like shares of the image "
+            "(prepare_pairs.py scales them)"
+        ]
     if len(boxes) < ENOUGH_BOXES or not sizes:
         return []
     width, height = (max(size[axis] for size in sizes) for axis in (0, 1))
@@ -94,6 +103,27 @@ def in_another_space(root: Path, frames: dict[str, CheckedFrame]) -> list[str]:
         f"{root / LABEL_FOLDER}: no box reaches beyond {width}x{height}, the size of the images: "
         f"boxes must be in {LABEL_WIDTH}x{LABEL_HEIGHT}, whatever that size (prepare_pairs.py "
         "scales them)"
+    ]
+
+
+def without_boxes(root: Path, lists: Lists, frames: dict[str, CheckedFrame]) -> list[str]:
+    """A warning for each list of a split in which no frame has a box."""
+    return [
+        f"{root / list_name}.txt: none of {len(names)} frames has a box: nothing can be learnt or "
+        "measured on it, so check that its labels are there"
+        for list_name, names in lists.items()
+        if split_and_condition(list_name)[0] and not any(frames[name].labels for name in names)
+    ]
+
+
+def copies_of_rgb(root: Path, frames: dict[str, CheckedFrame]) -> list[str]:
+    """A warning if slices are the pictures of the RGB camera."""
+    count = sum(frame.has_copy_of_rgb for frame in frames.values())
+    if not count:
+        return []
+    return [
+        f"{root}: in {count} of {len(frames)} frames a slice is the same picture as RGB: put the "
+        "second camera's pictures there"
     ]
 
 

@@ -175,7 +175,7 @@ def test_frames_of_own_lists_need_no_night(frames):
 )
 def test_boxes_outside(tmp_path, box, text):
     write_frame(tmp_path, "a", labels=label_line() + label_line(box=box))
-    write_frame(tmp_path, "b")
+    write_frame(tmp_path, "b", labels=label_line())
     write_lists(tmp_path, train_night=["a"], val_night=["b"])
     code, lines, _ = check(tmp_path)
     assert code == 0
@@ -192,7 +192,7 @@ def drives(tmp_path):
     """Frames of two drives; train_night has one and val_night the other."""
     names = [f"{drive}_{number}" for drive in ("one", "two") for number in range(3)]
     for name in names:
-        write_frame(tmp_path, name)
+        write_frame(tmp_path, name, labels=label_line())
     write_lists(tmp_path, train_night=names[:3], val_night=names[3:])
     return tmp_path
 

@@ -4,6 +4,7 @@ Every file of every list is read like the dataset reads it, and errors have the 
 `list_line` is the file and line of a list, like `data/train_night.txt:7`.
 """
 
+import filecmp
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ class CheckedFrame:
     errors: list[str]
     warnings: list[str]
     copies: list[str]  # warnings about label lines that occur twice
+    has_copy_of_rgb: bool  # a slice is the same picture as RGB
 
 
 # -------------------------------------------------------------------------------------------- lists
@@ -113,7 +115,7 @@ def read_frame(root: Path, frame: tuple[str, str]) -> CheckedFrame:
     """Read all files of a frame (name, list line)."""
     name, list_line = frame
     labels, label_errors, warnings = check_labels(root, name, list_line)
-    size, image_errors = check_images(root, name, list_line)
+    size, image_errors, has_copy_of_rgb = check_images(root, name, list_line)
     different = without_copies(labels)
     copies = [
         f"{label_file(root, name)}:{label.line}: is the same as an earlier line: remove it, "
@@ -121,12 +123,15 @@ def read_frame(root: Path, frame: tuple[str, str]) -> CheckedFrame:
         for label in labels
         if label not in different
     ]
-    return CheckedFrame(size, different, label_errors + image_errors, warnings, copies)
+    errors = label_errors + image_errors
+    return CheckedFrame(size, different, errors, warnings, copies, has_copy_of_rgb)
 
 
-def check_images(root: Path, name: str, list_line: str) -> tuple[tuple[int, int] | None, list[str]]:
-    """Decode the four images of a frame: the size of RGB, and errors."""
-    size, rgb_file, errors = None, None, []
+def check_images(
+    root: Path, name: str, list_line: str
+) -> tuple[tuple[int, int] | None, list[str], bool]:
+    """Decode the four images of a frame: the size of RGB, errors, and whether a slice is RGB."""
+    size, rgb_file, errors, has_copy_of_rgb = None, None, [], False
     for folder in IMAGE_FOLDERS:
         file = find_image(root, folder, name)
         if file is None:
@@ -142,7 +147,14 @@ def check_images(root: Path, name: str, list_line: str) -> tuple[tuple[int, int]
             size, rgb_file = (width, height), file
         elif size and size != (width, height):
             errors.append(other_size_message(file, rgb_file, (width, height), size))
-    return size, errors
+        elif size:
+            has_copy_of_rgb |= is_same_picture(rgb_file, file)
+    return size, errors, has_copy_of_rgb
+
+
+def is_same_picture(one: Path, other: Path) -> bool:
+    """Whether two paths are of one file, or of files with the same bytes."""
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
 
 
 def check_labels(root: Path, name: str, list_line: str) -> tuple[list[Label], list[str], list[str]]:
