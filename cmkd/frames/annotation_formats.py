@@ -108,8 +108,8 @@ def read_coco(file: Path) -> Annotations:
     """A COCO file: x, y, width, height from 0; a crowd is a region."""
     content = read_json(file, "expected a COCO file: an object with images and annotations")
     try:
-        names = by_id(file, content["categories"], "name")
-        names = {number: str(one["name"]) for number, one in names.items()}
+        categories = by_id(file, content["categories"], "name")
+        names = {number: str(one["name"]) for number, one in categories.items()}
         images = by_id(file, content["images"], "file_name")
         keys = {number: without_suffix(one["file_name"]) for number, one in images.items()}
         if not keys:

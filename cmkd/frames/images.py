@@ -37,7 +37,7 @@ def read_slice(path: Path) -> Tensor:
         refuse_other_kinds(path, image)
         if image.mode.startswith("I"):
             grey = np.array(image).astype(np.int32)
-        elif image.mode == "RGB" and ";16" in rawmode:
+        elif image.mode.startswith("RGB") and ";16" in rawmode:
             grey = read_16_bit_colour(image).sum(axis=2) // 3
         elif ";16" in rawmode:
             raise UserError(f"{path} has 16 bits and transparency ({rawmode}): save it without")
