@@ -38,7 +38,7 @@ from dataset import SeeingThroughFog
 HEIGHT_LIMITS = (32, 64, 128)  # label px, between the columns of the class table
 SHEET_ROWS = 12
 ENOUGH_BOXES = 30  # fewer are too few to judge by
-FIRST_END = 2  # px: boxes that all end before it are shares
+LARGEST_SHARE = 2  # px: boxes that all end before this are shares of the image
 
 
 def check(root: Path, workers: int, sheet: Path | None) -> None:
@@ -87,9 +87,9 @@ def in_another_space(root: Path, frames: dict[str, CheckedFrame]) -> list[str]:
     """A warning if all boxes are shares, or within images that are smaller than label space."""
     boxes = [label.box for frame in frames.values() for label in frame.labels]
     sizes = [frame.size for frame in frames.values() if frame.size]
-    if boxes and max(max(box) for box in boxes) <= FIRST_END:
+    if boxes and max(max(box) for box in boxes) <= LARGEST_SHARE:
         return [
-            f"{root / LABEL_FOLDER}: no box reaches beyond {FIRST_END} px: boxes must be in "
+            f"{root / LABEL_FOLDER}: no box reaches beyond {LARGEST_SHARE} px: boxes must be in "
             f"{LABEL_WIDTH}x{LABEL_HEIGHT}, and these look like shares of the image "
             "(prepare_pairs.py scales them)"
         ]
@@ -109,7 +109,7 @@ def in_another_space(root: Path, frames: dict[str, CheckedFrame]) -> list[str]:
 def without_boxes(root: Path, lists: Lists, frames: dict[str, CheckedFrame]) -> list[str]:
     """A warning for each list of a split in which no frame has a box."""
     return [
-        f"{root / list_name}.txt: none of {len(names)} frames has a box: nothing can be learnt or "
+        f"{root / list_name}.txt: none of {len(names)} frames has a box: nothing can be learned or "
         "measured on it, so check that its labels are there"
         for list_name, names in lists.items()
         if split_and_condition(list_name)[0] and not any(frames[name].labels for name in names)

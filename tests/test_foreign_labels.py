@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -181,7 +182,8 @@ def test_a_blank_line_within_class_names_has_a_number(source):
     ],
 )
 def test_class_names_of_a_data_yaml(tmp_path, text, names):
-    assert names_in_yaml(tmp_path / "data.yaml", text.splitlines()) == names
+    (tmp_path / "data.yaml").write_text(text)
+    assert names_in_yaml(tmp_path / "data.yaml") == names
 
 
 @pytest.mark.parametrize(
@@ -193,15 +195,22 @@ def test_class_names_of_a_data_yaml(tmp_path, text, names):
         "names: person",
         "names:\n  - name: person\n    id: 0\n",
         "names: {0: person, 2: car}",
-        "names:\n  0: person\n  0: car\n",
         "names: ['car]",
+        "names: [car, no]",
         "names: []",
         "names: *others",
     ],
 )
 def test_class_names_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(UserError, match=r"data\.yaml"):
-        names_in_yaml(tmp_path / "data.yaml", text.splitlines())
+        names_in_yaml(tmp_path / "data.yaml")
+
+
+def test_a_data_yaml_without_pyyaml(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(UserError, match="pip install pyyaml, or write classes.txt"):
+        names_in_yaml(tmp_path / "data.yaml")
 
 
 def test_what_coco_and_voc_may_say(source):

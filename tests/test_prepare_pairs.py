@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -364,8 +363,9 @@ def test_sequences_stay_together_near_their_shares():
     "text",
     ["names: [car, 'big dog']\n", "names:\n- car\n- big dog\n", 'names:\n  0: car\n  1: "big dog"'],
 )
-def test_names_in_yaml(text):
-    assert names_in_yaml(Path("data.yaml"), text.splitlines()) == ["car", "big dog"]
+def test_names_in_yaml(tmp_path, text):
+    (tmp_path / "data.yaml").write_text(text)
+    assert names_in_yaml(tmp_path / "data.yaml") == ["car", "big dog"]
 
 
 # -------------------------------------------------------------------------------- what is refused
