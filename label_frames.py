@@ -16,7 +16,7 @@ from typing import Any
 
 from cmkd.evaluation.label_report import comparison_rows, counts_line, describe, threshold_rows
 from cmkd.evaluation.labelling import Choice, choose_on, detect_views, label_texts
-from cmkd.evaluation.pipeline import load_comparable, read_datasets
+from cmkd.evaluation.pipeline import load_comparable, read_datasets, refuse_replacing
 from cmkd.evaluation.tables import text_table
 from cmkd.frames import label_exchange, machine_labels
 from cmkd.frames.annotations import Label, read_labels
@@ -312,6 +312,7 @@ def show(
 
 def check_input(args: argparse.Namespace) -> Path:
     """The journal's file. Raises `UserError` for a folder or frames that must not be labelled."""
+    refuse_replacing([args.sheet], [args.weights])
     folder = machine_labels.open_folder(args.data, args.out)
     kept_apart = [] if args.thresholds else [args.val_list]
     refuse_held_out_frames(args.data, [args.list], *kept_apart)

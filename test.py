@@ -21,6 +21,7 @@ from cmkd.evaluation.pipeline import (
     load_comparable,
     metrics_by_class,
     read_datasets,
+    refuse_replacing,
     roles,
     with_conditions,
 )
@@ -29,6 +30,7 @@ from cmkd.evaluation.tables import (
     class_rows,
     comparison_rows,
     comparison_title,
+    detection_files,
     metrics_tables,
     read_results,
     save_detections,
@@ -47,18 +49,21 @@ PUBLISHED_SIZES = 500, 1333  # px: the shorter side, the longer side at most
 
 def parse_arguments() -> argparse.Namespace:
     parser = NetworkParser(__doc__)
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        nargs="+",
-        default=[Path(WEIGHTS)],
-        help=f"trained weights (default: {WEIGHTS})",
+    tested = parser.add_mutually_exclusive_group()
+    tested.add_argument(
+        "--weights", type=Path, nargs="+", default=[], help=f"trained weights (default: {WEIGHTS})"
     )
-    parser.add_argument(
+    tested.add_argument(
         "--published",
         action="store_true",
         help="test the checkpoints in weights/published the way the published code did (float32, "
         "boxes not clipped to the image), and show the paper's figures too",
+    )
+    tested.add_argument(
+        "--detections",
+        type=Path,
+        metavar="FILE",
+        help="evaluate COCO results made elsewhere, on the one list of --lists",
     )
     parser.add_argument(
         "--lists",
@@ -87,13 +92,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max-size", type=at_least(1), help="longer side in px (default: as trained, else 1333)"
     )
-    parser.add_argument(
-        "--detections",
-        type=Path,
-        metavar="FILE",
-        help="evaluate COCO results made elsewhere instead of --weights, on the one list of "
-        "--lists",
-    )
     add_draws(parser)
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of the bootstrap samples (default: 0)"
@@ -109,25 +107,30 @@ def parse_arguments() -> argparse.Namespace:
     if args.published:
         args.weights, args.amp = published_weights(FOLDER), False
         args.min_size, args.max_size = PUBLISHED_SIZES
+    elif not args.weights and not args.detections:
+        args.weights = [Path(WEIGHTS)]
     return args
 
 
 def main() -> None:
     args = parse_arguments()
+    inputs = args.weights or [args.detections]
+    refuse_replacing([args.json, args.save_detections], inputs)
     for file in filter(None, (args.json, args.save_detections)):
         refuse_unwritable(file)
     detectors, classes, ignore = load_comparable(
-        [] if args.detections else args.weights,
-        args.min_size,
-        args.max_size,
-        args.classes,
-        args.ignore,
+        args.weights, args.min_size, args.max_size, args.classes, args.ignore
     )
     datasets = read_datasets(args.data, args.lists, detectors, classes, ignore, args.published)
     truths = {
         list_name: dataset.ground_truth(clipped=not args.published)
         for (list_name, _), dataset in datasets.items()
     }
+    files = {}
+    if args.save_detections:
+        names = list(detectors) or [args.detections.stem]
+        files = detection_files(args.save_detections, list(truths), names)
+        refuse_replacing([args.json, *files.values()], inputs)
     ignored = ignored_patterns(ignore)
     print(f"classes {' | '.join(classes)}, ignored: {' '.join(ignored) or 'nothing'}")
     if args.detections:
@@ -137,8 +140,7 @@ def main() -> None:
         found = detect_lists(
             detectors, datasets, args.batch_size, args.workers, args.device, args.amp
         )
-    if args.save_detections:
-        save_detections(found, args.save_detections)
+    save_detections(found, files)
 
     if args.conditions:
         truths, found = with_conditions(args.data, truths, found)

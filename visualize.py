@@ -25,6 +25,7 @@ from cmkd.evaluation.pipeline import (
     load_rgb_detector,
     read_datasets,
     refuse_duplicates,
+    refuse_replacing,
     roles,
     short_names,
     with_conditions,
@@ -35,7 +36,7 @@ from cmkd.runtime import hardware
 from cmkd.runtime.command_line import at_least, non_negative_float
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, refuse_unwritable, save_text
-from cmkd.viewing.annotate_pictures import annotate_pictures
+from cmkd.viewing.annotate_pictures import DETECTIONS_FILE, annotate_pictures
 from cmkd.viewing.contact_sheet import save_picture
 from cmkd.viewing.curves import draw_curves
 from cmkd.viewing.drawing import OUTCOME_LEGEND
@@ -104,10 +105,10 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.mode = next(name for name in DEFAULT_OUT if getattr(args, name))
     args.out = args.out or Path(DEFAULT_OUT[args.mode])
-    written = [file.resolve() for file in (args.out, args.html) if file]
-    read = {file.resolve() for file in (args.compare or args.features or args.curves or [])}
-    if len(set(written) - read) < len(written):
-        parser.error("--out and --html must be two files, and none that is read")
+    outputs = [args.out, args.html]
+    if args.images:
+        outputs.append(args.out / DETECTIONS_FILE)
+    refuse_replacing(outputs, args.compare or args.features or args.curves or [args.weights])
     return args
 
 

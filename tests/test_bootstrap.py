@@ -14,7 +14,7 @@ from test_evaluation import random_boxes, result, results_around, truth
 from cmkd.evaluation.bootstrap import MatchedResults, compare_detectors, interval
 from cmkd.evaluation.metrics import coco_metrics, log_average_miss_rate, match
 from cmkd.evaluation.pipeline import evaluate_lists, with_conditions
-from cmkd.evaluation.tables import comparison_rows, metrics_rows
+from cmkd.evaluation.tables import comparison_rows, comparison_title, metrics_rows
 from models import build_detector
 
 
@@ -193,6 +193,29 @@ def test_what_is_not_defined():
     assert (row[0], row[-4:]) == ("teacher", ["+0.0 [0.0, 0.0]", "+0.0 [0.0, 0.0]", "-", "-"])
 
 
+def test_few_frames_have_no_intervals():
+    """Samples of one frame are all alike: an interval without width would be a sure difference."""
+    for frames in (1, 9, 10):
+        content = truth([[[10, 10, 50, 100]]] * frames)
+        good = [result(image, [10, 10, 50, 100], 0.9) for image in range(frames)]
+        bad = [result(image, [10, 10, 40, 100], 0.9) for image in range(frames)]
+        runs = once({"baseline": bad, "teacher": good})
+        table = compare_detectors(content, runs, "baseline", "teacher", 20)
+        entry = table["teacher"]["AP"]
+        assert entry["difference"] == pytest.approx(0.3)
+        ends = [end for name, pair in entry.items() if "interval" in name for end in pair]
+        assert len(ends) == 6
+        assert all(math.isfinite(end) == (frames >= 10) for end in ends)
+        row, title = comparison_rows(table, "baseline")[2], comparison_title("a", content)
+        if frames < 10:
+            assert (row[1], row[6]) == ("100.0", "+30.0")
+            assert not any("nan" in cell or "[" in cell for cell in row)
+            assert title == f"a, in percent; its {frames} frames are too few for intervals"
+        else:
+            assert row[1] == "100.0 [100.0, 100.0]"
+            assert title == "a, in percent; in brackets 95 % intervals over its 10 frames"
+
+
 def save_untrained(file, channels=3, **settings):
     """Weights of an untrained detector, with the JSON beside them."""
     torch.manual_seed(len(file.stem))
@@ -223,7 +246,7 @@ def test_several_weights_in_one_call(synthetic, tmp_path):
         assert (tmp_path / f"d.first.{list_name}.json").is_file()
 
         [title] = [number for number, line in enumerate(lines) if line.startswith(list_name)]
-        assert ", in percent; in brackets 95 %" in lines[title]
+        assert ", in percent; its 4 frames are too few for intervals" in lines[title]
         heading, *rows = (
             [cell.strip() for cell in re.split(r"\s{3,}", line)]
             for line in lines[title + 2 : title + 6]

@@ -30,10 +30,12 @@ from conftest import (
     write_frame,
 )
 from PIL import Image
+from test_evaluation import result, truth
 
 import make_synthetic
 import prepare_data
-from cmkd.evaluation.pipeline import load_comparable
+from cmkd.evaluation import tables
+from cmkd.evaluation.pipeline import load_comparable, titles
 from cmkd.frames import cache, pairing
 from cmkd.frames.annotation_formats import read_annotations
 from cmkd.frames.annotations import class_groups, distance_to, parse_labels, without_copies
@@ -984,3 +986,131 @@ def test_a_size_that_another_option_prevents_is_warned_of(frames, tmp_path):
     options = ["--min-size", 64, "--max-size", 80, "--max-iterations", 1]
     done = train("baseline", frames, tmp_path / "out", "", *options)
     assert "--min-size 64 has no effect: --max-size 80 makes frames of 160x96 80x48" in done.stderr
+
+
+# -------------------------------------------------------------------------- what output overwrites
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("test.py --weights {w} --json {s}", "{s} describes the weights"),
+        ("test.py --weights {w} --save-detections {s}", "{s} describes the weights"),
+        ("test.py --weights {w} --json {w}", "{w} is read"),
+        ("test.py --detections {s} --json {s}", "{s} is read"),
+        ("test.py --weights {w} --json {o} --save-detections {o}", "{o} would be written twice"),
+        ("visualize.py --compare {w} --out {s}", "{s} describes the weights"),
+        ("visualize.py --compare {w} --out {o} --html {s}", "{s} describes the weights"),
+        ("visualize.py --features {w} --out {s}", "{s} describes the weights"),
+        ("visualize.py --images p --weights {d} --out {f}", "detections.json describes the"),
+        (
+            "label_frames.py --weights {w} --sheet {s} --out m --list train_night --thresholds 1 1 "
+            "--also-labelled",
+            "{s} describes the weights",
+        ),
+    ],
+)
+def test_no_output_replaces_what_is_read(two_classes, frames, command, message):
+    folder = frames / "weights"
+    folder.mkdir()
+    for stem in ("w", "detections"):
+        for suffix in (".pth", ".json"):
+            shutil.copy(two_classes.with_suffix(suffix), folder / f"{stem}{suffix}")
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    places = {"w": "w.pth", "s": "w.json", "o": "o.json", "d": "detections.pth", "f": ""}
+    places = {letter: folder / name for letter, name in places.items()}
+    script, *options = command.format(**places).split()
+    done = run_script(script, "--data", frames, *options, expect=2)
+    assert f"{message.format(**places)}" in the_error(done)
+    assert "name another file" in done.stderr
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_detections_of_a_list_replace_no_settings(two_classes, frames):
+    """The name of the file follows from the list."""
+    weights = frames / "d.val_night.pth"
+    for suffix in (".pth", ".json"):
+        shutil.copy(two_classes.with_suffix(suffix), weights.with_suffix(suffix))
+    (frames / "other.txt").write_text("a")
+    (frames / "gated_labels/b.txt").write_text(label_line("Deer") + label_line("Moose"))
+    options = ["--weights", weights, "--data", frames, "--lists", "val_night", "other"]
+    done = run_script("test.py", *options, "--save-detections", frames / "d.json", expect=2)
+    assert f"{weights.with_suffix('.json')} describes the weights" in done.stderr
+
+
+def test_weights_of_one_stem_have_two_titles(two_classes, tmp_path):
+    assert titles([Path("a/x.pth"), Path("a/x.pt"), Path("b/y.pth")]) == ["x.pth", "x.pt", "y.pth"]
+    assert titles([Path("w/lr0.005"), Path("w/lr0.01")]) == ["lr0.005", "lr0.01"]
+    assert titles([Path("a/x.pth"), Path("a/x.pt"), Path("b/x.pt")]) == [
+        "x.pth",
+        "a/x.pt",
+        "b/x.pt",
+    ]
+    both = [tmp_path / "x.pth", tmp_path / "x.pt"]
+    for file in both:
+        shutil.copy(two_classes, file)
+    shutil.copy(two_classes.with_suffix(".json"), tmp_path / "x.json")
+    assert list(load_comparable(both)[0]) == ["x.pth", "x.pt"]
+
+
+# ------------------------------------------------------------------------ detections of other tools
+
+
+def one_person_each(frames=20):
+    """The ground truth of a list, a person low on the right of each frame, and its boxes."""
+    content = truth([[[400, 250, 60, 150]]] * frames)
+    return content, [result(image, [400, 250, 60, 150], 0.9) for image in range(frames)]
+
+
+def read_detections_of(tmp_path, results):
+    content, _ = one_person_each()
+    (tmp_path / "d.json").write_text(json.dumps(results))
+    return tables.read_results(tmp_path / "d.json", {"val_night": content})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y, w, h: [x, y, x + w, y + h], "20 of 20 boxes reach far beyond their image"),
+        (lambda x, y, w, h: [x / 640, y / 480, w / 640, h / 480], "no coordinate is above 1"),
+        (lambda *box: [2 * value for value in box], "20 of 20 boxes reach far beyond their image"),
+        (lambda x, y, w, h: [x - 640, y, w, h], "20 of 20 boxes reach far beyond their image"),
+    ],
+)
+def test_boxes_in_other_units_are_refused(tmp_path, change, message):
+    _, results = one_person_each()
+    results = [{**one, "bbox": change(*one["bbox"])} for one in results]
+    with pytest.raises(UserError, match=f"{message}: bbox must be x, y, width, height in px"):
+        read_detections_of(tmp_path, results)
+
+
+def test_corners_of_people_everywhere_are_refused(tmp_path):
+    """Less than half of such boxes reach beyond the image. A few boxes may."""
+    random = np.random.default_rng(0)
+    places = [[*random.uniform((0, 150), (580, 330)), 60, 150] for _ in range(200)]
+    corners = [[x, y, x + width, y + height] for x, y, width, height in places]
+    results = [result(index % 20, box, 0.9) for index, box in enumerate(corners)]
+    with pytest.raises(UserError, match="boxes reach far beyond their image"):
+        read_detections_of(tmp_path, results)
+    results = [result(index % 20, box, 0.9) for index, box in enumerate(places)]
+    results[0]["bbox"] = [600, 300, 500, 100]
+    read_detections_of(tmp_path, results)
+
+
+def test_what_detections_lack_is_printed(tmp_path, capsys):
+    _, results = one_person_each()
+    read_detections_of(tmp_path, results[1:8])
+    file = tmp_path / "d.json"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}: 13 of 20 frames have no result",
+        f"{file}: no result names its file; image ids are taken as positions in the list, from 0 "
+        "(0)",
+    ]
+    read_detections_of(tmp_path, [{**one, "file_name": str(one["image_id"])} for one in results])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("other", [["--weights", "w.pth"], ["--published"]])
+def test_detections_or_weights(other):
+    done = run_script("test.py", "--detections", "d.json", *other, expect=2)
+    assert "not allowed with argument" in the_error(done)

@@ -27,6 +27,7 @@ from cmkd.evaluation.metrics import (
 )
 
 RECALL_POINTS = Params("bbox").recThrs  # COCO's 101, 0..1
+LEAST_FRAMES = 10  # samples of fewer frames are too much alike for an interval
 HIGHER_IS_BETTER = {"AP": True, "AP50": True, "MR": False, "recall": True, "recall_unseen": True}
 
 
@@ -148,7 +149,7 @@ def compare_detectors(
     `baseline` and `teacher` are two of its keys. All detectors get the same bootstrap samples, of
     frames and of training indices; index i must be the same seed for every detector. `gap_closed`
     is the share of the way from baseline to teacher, if there is a teacher; undefined if the
-    teacher is not better.
+    teacher is not better. The intervals of fewer than `LEAST_FRAMES` frames are undefined.
 
     Raises `ValueError` if the detectors were not trained equally often.
     """
@@ -188,10 +189,18 @@ def compare_detectors(
 def sample_metrics(
     matched: dict[str, list[MatchedResults]], frames: int, samples: int, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The metrics of each bootstrap sample, `[samples]` by detector and metric."""
+    """The metrics of each bootstrap sample, `[samples]` by detector and metric.
+
+    NaN if there are fewer than `LEAST_FRAMES` frames.
+    """
     random = np.random.default_rng(seed)
     trainings = len(next(iter(matched.values())))
-    sampled = {name: {metric: np.empty(samples) for metric in HIGHER_IS_BETTER} for name in matched}
+    sampled = {
+        name: {metric: np.full(samples, math.nan) for metric in HIGHER_IS_BETTER}
+        for name in matched
+    }
+    if frames < LEAST_FRAMES:
+        return sampled
     for sample in tqdm(range(samples), "bootstrap", unit="sample", leave=False, disable=None):
         frame_counts = random.multinomial(frames, np.full(frames, 1 / frames)).astype(float)
         drawn = random.integers(trainings, size=trainings) if trainings > 1 else [0]

@@ -20,7 +20,7 @@ from cmkd.frames.annotations import DEFAULT_CLASSES, class_groups, ignored_patte
 from cmkd.frames.layout import condition_lists
 from cmkd.runtime import distributed
 from cmkd.runtime.files import UserError
-from cmkd.runtime.weights import WeightsError, read_settings
+from cmkd.runtime.weights import WeightsError, read_settings, settings_file
 from dataset import FOLDERS_OF, SeeingThroughFog, make_loader
 from models import Detector, load_detector
 
@@ -244,9 +244,28 @@ def refuse_duplicates(files: list[Path]) -> None:
             raise UserError(f"{file} is named twice: name each once")
 
 
+def refuse_replacing(outputs: list[Path | None], inputs: list[Path | None]) -> None:
+    """Raise `UserError` for an output that would replace an input, or another output.
+
+    Settings beside weights are an input too. If weights have none, a file in their place would be
+    read as theirs. None stands for an option that is not given.
+    """
+    given = [file for file in inputs if file]
+    taken = {settings_file(file).resolve(): "describes the weights" for file in given}
+    taken |= {file.resolve(): "is read" for file in given}
+    for file in filter(None, outputs):
+        if file.resolve() in taken:
+            raise UserError(f"{file} {taken[file.resolve()]}: name another file")
+        taken[file.resolve()] = "would be written twice"
+
+
 def titles(files: list[Path]) -> list[str]:
-    """A short, unique title for each weights file, from its path without the suffix."""
-    return short_names([file.with_suffix("") for file in files])
+    """A short, unique title for each weights file, from its path without the suffix.
+
+    With the suffixes if two paths differ in nothing else.
+    """
+    names = short_names([file.with_suffix("") for file in files])
+    return names if len(set(names)) == len(names) else short_names(files)
 
 
 def short_names(files: list[Path]) -> list[str]:

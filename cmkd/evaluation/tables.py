@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cmkd.evaluation.bootstrap import HIGHER_IS_BETTER
+import numpy as np
+
+from cmkd.evaluation.bootstrap import HIGHER_IS_BETTER, LEAST_FRAMES
 from cmkd.evaluation.metrics import (
     DISTANCES,
     HEIGHTS,
     GroundTruth,
     MetricsByList,
+    Results,
     ResultsByList,
     none_for_nan,
 )
@@ -36,6 +39,9 @@ BAND_METRICS = [
 ]
 LARGEST = 1e9  # of a box's coordinate
 RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
+# A box is suspect if it reaches beyond its image by this share of the image's size; results are
+# refused if this share of their boxes is. Corners in place of width and height are 45 % such boxes.
+SUSPECT_REACH, SUSPECT_SHARE = 0.1, 0.1
 
 
 # --------------------------------------------------------------------------------------- detections
@@ -44,8 +50,8 @@ RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 def read_results(file: Path, truths: dict[str, GroundTruth]) -> ResultsByList:
     """A file's COCO results, by the one list of `truths` and the file's name.
 
-    Raises `UserError` for several lists, and names the first entry that is not a result of the
-    list.
+    Prints what may be wrong with them. Raises `UserError` for several lists, for boxes that are not
+    in px, and names the first entry that is not a result of the list.
     """
     if len(truths) > 1:
         raise UserError(f"--detections {file} holds the results of one list: name it with --lists")
@@ -59,7 +65,34 @@ def read_results(file: Path, truths: dict[str, GroundTruth]) -> ResultsByList:
     for index, result in enumerate(results):
         if problem := problem_of(result, images, categories):
             raise UserError(f"{file}: result {index} {problem}")
+    refuse_other_units(file, results, truth)
+    if missing := len(images) - len({result["image_id"] for result in results}):
+        print(f"{file}: {missing} of {len(images)} frames have no result")
+    if not any("file_name" in result for result in results):
+        print(
+            f"{file}: no result names its file; image ids are taken as positions in the list, "
+            f"from 0 ({images[0]})"
+        )
     return {list_name: {file.stem: results}}
+
+
+def refuse_other_units(file: Path, results: Results, truth: GroundTruth) -> None:
+    """Raise `UserError` for corners, for shares of the image and for px of larger images."""
+    if not results:
+        return
+    expected = "bbox must be x, y, width, height in px of the image"
+    boxes = np.array([result["bbox"] for result in results], float)
+    if boxes.max() <= 1:
+        raise UserError(f"{file}: no coordinate is above 1: {expected}")
+    size_of = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
+    sizes = np.array([size_of[result["image_id"]] for result in results])
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    suspect = (start < -SUSPECT_REACH * sizes) | (end > (1 + SUSPECT_REACH) * sizes)
+    count = int(suspect.any(axis=1).sum())
+    if count > SUSPECT_SHARE * len(boxes):
+        raise UserError(
+            f"{file}: {count} of {len(boxes)} boxes reach far beyond their image: {expected}"
+        )
 
 
 def problem_of(result: Any, images: dict[int, str], categories: dict[int, str]) -> str:
@@ -73,6 +106,16 @@ def problem_of(result: Any, images: dict[int, str], categories: dict[int, str]) 
         return f"has bbox {box} and score {score}: bbox must be four finite numbers and score one"
     if min(box[2:]) < 0:
         return f"has bbox {box}: width and height must be at least 0"
+    if problem := problem_of_frame(result, images):
+        return problem
+    if type(result["category_id"]) is not int or result["category_id"] not in categories:
+        known = ", ".join(f"{number} ({name})" for number, name in categories.items())
+        return f"has category {result['category_id']!r}: the categories are {known}"
+    return ""
+
+
+def problem_of_frame(result: dict[str, Any], images: dict[int, str]) -> str:
+    """Why a result is not of the image that its number says; empty if it is."""
     if type(result["image_id"]) is not int or result["image_id"] not in images:
         return (
             f"is on image {result['image_id']!r}, which the list does not have: number the images "
@@ -84,25 +127,32 @@ def problem_of(result: Any, images: dict[int, str], categories: dict[int, str]) 
             f"is on {named}, but image {result['image_id']} of the list is "
             f"{images[result['image_id']]}: these are results of another list"
         )
-    if type(result["category_id"]) is not int or result["category_id"] not in categories:
-        known = ", ".join(f"{number} ({name})" for number, name in categories.items())
-        return f"has category {result['category_id']!r}: the categories are {known}"
     return ""
 
 
-def save_detections(found: ResultsByList, file: Path) -> None:
-    """Write COCO results.
+def detection_files(
+    file: Path, lists: Sequence[str], titles: Sequence[str]
+) -> dict[tuple[str, str], Path]:
+    """The file of each list's and detector's results.
 
-    With several detectors or lists there is a file for each, named FILE.<detector>.<list>.
+    FILE.<detector>.<list>, without the detector or the list if there is only one.
     """
-    for list_name, by_detector in found.items():
-        for title, results in by_detector.items():
+    files = {}
+    for list_name in lists:
+        for title in titles:
             parts = [file.stem]
-            if len(by_detector) > 1:
+            if len(titles) > 1:
                 parts.append(title.replace("/", "-"))
-            if len(found) > 1:
+            if len(lists) > 1:
                 parts.append(list_name)
-            save_json(results, file.with_name(".".join(parts) + file.suffix))
+            files[list_name, title] = file.with_name(".".join(parts) + file.suffix)
+    return files
+
+
+def save_detections(found: ResultsByList, files: dict[tuple[str, str], Path]) -> None:
+    """Write COCO results to the files of `detection_files`."""
+    for (list_name, title), file in files.items():
+        save_json(found[list_name][title], file)
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -182,6 +232,8 @@ def class_rows(by_class: dict[str, dict[str, dict[str, dict[str, float]]]]) -> l
 def comparison_title(list_name: str, truth: GroundTruth) -> str:
     """The line above a list's comparison."""
     frames = len(truth["images"])
+    if frames < LEAST_FRAMES:
+        return f"{list_name}, in percent; its {frames} frames are too few for intervals"
     return f"{list_name}, in percent; in brackets 95 % intervals over its {frames} frames"
 
 
@@ -204,7 +256,7 @@ def comparison_rows(comparison: dict[str, dict[str, Any]], baseline: str) -> lis
 
 
 def comparison_cell(entry: dict[str, Any], key: str) -> str:
-    """`12.3 [10.0, 14.1]`: one of value, difference and gap_closed, and its interval."""
+    """`12.3 [10.0, 14.1]`: one of value, difference and gap_closed, and its interval if defined."""
     value = entry[key]
     if not math.isfinite(value):
         return "-"

@@ -31,6 +31,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+DETECTIONS_FILE = "detections.json"
 SCALE_WIDTH = 320  # px: lines and texts grow by a step for each such width of a picture
 
 
@@ -49,7 +50,7 @@ def annotate_pictures(
     root = path if path.is_dir() else path.parent
     refuse_nested(path, root, out)
     files = find_pictures(path)
-    detections_file = out / "detections.json"
+    detections_file = out / DETECTIONS_FILE
     refuse_unwritable(detections_file)
     images, annotations, unreadable = [], [], {}
     for file in tqdm(files, unit="picture", leave=False, disable=None):
