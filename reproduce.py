@@ -28,6 +28,7 @@ from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
 from cmkd.study.day_detector import BACKBONE, DAY_DETECTOR, day_jobs, simulation_job
 from cmkd.study.jobs import (
+    NIGHTS,
     Job,
     evaluation_job,
     option_words,
@@ -37,7 +38,7 @@ from cmkd.study.jobs import (
     training_state,
 )
 from cmkd.study.networks import NETWORKS, REFERENCES, STUDENTS, label_folder, weights_file
-from cmkd.study.report import Study, write_results
+from cmkd.study.report import Study, refuse_other_val_list, write_results
 from dataset import SeeingThroughFog
 from utils import training_parser
 
@@ -196,7 +197,7 @@ def preparation_jobs(args: argparse.Namespace, preset: Preset) -> list[Job]:
     unlabelled = option_words(unlabelled=preset.unlabelled.split()) if preset.unlabelled else []
     if not args.data:
         jobs.append(
-            simulation_job("nights", args.out / "data", preset.size, preset.nights, *unlabelled)
+            simulation_job(NIGHTS, args.out / "data", preset.size, preset.nights, *unlabelled)
         )
     if preset.pretrain and not args.init:
         training = [*preset.train.split(), *given_options(args, FOR_ALL_TRAININGS)]
@@ -302,7 +303,15 @@ def gallery_job(args: argparse.Namespace, preset: Preset, names: list[str]) -> J
         *precision_words(preset.train.split()),
         *option_words(compare=weights),
     ]
-    return Job("pictures", arguments, gallery, alone=True, repeatable=True, reads=tuple(weights))
+    return Job(
+        "pictures",
+        arguments,
+        gallery,
+        alone=True,
+        repeatable=True,
+        reads=tuple(weights),
+        lists=(list_file(args.compared_data, args.test_list),),
+    )
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -356,6 +365,16 @@ def refuse_empty_list(args: argparse.Namespace, list_name: str) -> None:
         )
 
 
+def refuse_other_labels(args: argparse.Namespace, names: list[str]) -> None:
+    """Raise `UserError` for a run that was chosen on another validation list than there is now."""
+    known: dict[str, str] = {}
+    for seed in args.seeds:
+        for name in names:
+            weights = weights_file(args.out, seed, name)
+            if weights.is_file():
+                refuse_other_val_list(weights, args.compared_data, args.val_list, known)
+
+
 def main() -> None:
     started = time.time()
     args = parse_arguments()
@@ -378,6 +397,7 @@ def main() -> None:
         write_shorter_lists(
             args.compared_data, {preset.labelled, *(NETWORKS[name].train_frames for name in names)}
         )
+    refuse_other_labels(args, names)
     failed = run_jobs(jobs, args.out, args.side_by_side)
     trained = [name for name in names if training_of[name, args.seeds[0]].name not in failed]
     if trained:

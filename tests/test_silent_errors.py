@@ -1,5 +1,6 @@
 """What would give wrong results without a word: labels, pictures and classes that mislead."""
 
+import argparse
 import contextlib
 import errno
 import json
@@ -34,6 +35,7 @@ from test_evaluation import result, truth
 
 import make_synthetic
 import prepare_data
+import reproduce
 from cmkd.evaluation import tables
 from cmkd.evaluation.pipeline import load_comparable, titles
 from cmkd.frames import cache, pairing
@@ -49,6 +51,9 @@ from cmkd.runtime.command_line import cores, with_home
 from cmkd.runtime.failures import StopRequest, run
 from cmkd.runtime.files import UserError
 from cmkd.runtime.weights import STEM, WeightsError, read_state, sha256_of
+from cmkd.study import ablations, unlabelled, visible_share
+from cmkd.study.jobs import Job, begin, evaluation_job, lock, option_words
+from cmkd.study.report import Study, read_runs
 from cmkd.viewing.annotate_pictures import find_pictures, read_picture
 from dataset import SeeingThroughFog
 from models import Detector, build_detector, inflate, load_detector
@@ -1114,3 +1119,183 @@ def test_what_detections_lack_is_printed(tmp_path, capsys):
 def test_detections_or_weights(other):
     done = run_script("test.py", "--detections", "d.json", *other, expect=2)
     assert "not allowed with argument" in the_error(done)
+
+
+# ------------------------------------------------------------------------------------------ studies
+
+
+@pytest.fixture
+def tested(frames):
+    """A study of a baseline on two frames: its weights' JSON, and what its test left."""
+    shutil.copy(frames / "val_night.txt", frames / "test_night.txt")
+    settings = {"classes": ["Pedestrian"], "ignore": None, "versions": {"git": "x"}}
+    dataset = SeeingThroughFog(frames, "val_night", "rgb", ["Pedestrian"])
+    settings["val_fingerprint"] = dataset.fingerprint
+    out = frames / "out"
+    folder = out / "seed0/baseline"
+    folder.mkdir(parents=True)
+    (out / "seed0/baseline.pth").write_text("")
+    (out / "seed0/baseline.json").write_text(json.dumps(settings))
+    epoch = {"train_seconds": 1, "val_seconds": 1, "epoch": 1, "iteration": 1, "best_epoch": 1}
+    epoch |= {"losses": {"a": 1}, "val": {"AP": 0.5}, "lr": 0.1}
+    (folder / "log.jsonl").write_text(json.dumps(epoch) + "\n")
+    results = [{**result(0, [10, 10, 10, 30], 0.9), "file_name": "a"}]
+    results.append({**result(1, [10, 10, 10, 30], 0.8), "file_name": "b"})
+    metrics = {"baseline": {"AP": 0.5}}
+    for name in ("val_night", "test_night"):
+        (folder / f"detections.{name}.json").write_text(json.dumps(results))
+    scores = {"classes": ["Pedestrian"], "ignore": []}
+    scores["metrics"] = {"val_night": metrics, "test_night": metrics}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    return frames
+
+
+def runs_of(data):
+    """The runs of `tested` that a report would use."""
+    folder = data / "out/seed0"
+    finished = {"baseline": {0: (folder / "baseline", folder / "baseline.pth")}}
+    return read_runs(Study(data, "val_night", "test_night", [0], finished, 1))["baseline"]
+
+
+def test_a_report_leaves_out_runs_of_other_labels(tested, capsys):
+    assert list(runs_of(tested)) == [0]
+    (tested / "gated_labels/b.txt").write_text(label_line())
+    assert runs_of(tested) == {}
+    error = capsys.readouterr().err
+    assert f"{tested}/out/seed0/baseline.pth was chosen on other frames or labels than" in error
+    assert f"{tested}/val_night.txt has now" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_report_leaves_out_detections_of_another_order(tested, capsys):
+    (tested / "test_night.txt").write_text("b\na\n")
+    assert runs_of(tested) == {}
+    error = capsys.readouterr().err
+    assert "detections.test_night.json: result 0 is on a, but image 0 of the list is b" in error
+    assert "baseline/scores.json, and test it again" in error
+
+
+def test_studies_check_whose_detections_they_read(tested):
+    folder = tested / "out/seed0/baseline"
+    shutil.copy(folder / "detections.test_night.json", folder / "detections.baseline.json")
+    nights = visible_share.Nights(0.3, tested, Job("a", [], folder))
+    (tested / "seed0").symlink_to(folder)
+    (tested / "data").symlink_to(tested)
+    arguments = option_words(data=tested, lists=["val_night", "test_night"])
+    records = {"test/seed0/baseline": {"arguments": arguments}}
+    args = argparse.Namespace(study=tested / "out", seeds=[0], draws=2)
+    test = Job("a", arguments, folder)
+    readers = [
+        lambda: visible_share.compare_networks(nights, [0], ["baseline"], 2),
+        lambda: unlabelled.compare(args, records, ["baseline"]),
+        lambda: ablations.ap_difference(test, [folder], [folder], 2),
+    ]
+    for name in ("val_night", "test_night"):
+        (tested / f"{name}.txt").write_text("b\na\n")
+    for read in readers:
+        with pytest.raises(UserError, match="is on a, but image 0 of the list is b"):
+            read()
+
+
+def test_a_study_is_not_continued_with_other_labels(tested):
+    """Before hours of training, and nothing is written."""
+    options = ["--data", tested, "--out", tested / "out", "--seeds", 0, 1, "--students", "cmkd_mse"]
+    (tested / "gated_labels/b.txt").write_text(label_line())
+    done = run_here([str(ROOT / "reproduce.py"), *map(str, options)])
+    assert done.returncode == 2
+    assert "baseline.pth was chosen on other frames or labels" in the_error(done)
+    assert not (tested / "out/jobs.json").exists()
+
+
+def test_ablations_refuse_references_of_other_labels(tested):
+    train = Job("a", option_words(data=tested, val_list="val_night"), tested / "none.pth")
+    args = argparse.Namespace(study=tested / "out")
+    variants = {"a": ablations.Variant("", "baseline")}
+    ablations.refuse_other_labels({("a", 0): train}, args, variants)
+    (tested / "gated_labels/b.txt").write_text(label_line())
+    with pytest.raises(UserError, match=r"baseline\.pth was chosen on other frames or labels"):
+        ablations.refuse_other_labels({("a", 0): train}, args, variants)
+
+
+def test_a_test_runs_again_if_its_list_or_labels_changed(frames):
+    """Also if a list of its conditions did; not for other files."""
+    (frames / "val_snow_night.txt").write_text("b")
+    (frames / "gated_labels/other.txt").write_text("")
+    weights, out = frames / "w.pth", frames / "out"
+    weights.write_text("")
+    test = evaluation_job("test", "train", out, [weights], frames, ["val_night"], [])
+    jobs = [Job("train", [], weights), test]
+    out.mkdir()
+    test.makes.write_text("")
+    done = {job.name: {"arguments": job.arguments, "done": True} for job in jobs}
+
+    def is_done():
+        (out / "jobs.json").write_text(json.dumps(done))
+        return begin(jobs, out)["test"]["done"]
+
+    now = time.time()
+    os.utime(test.makes, (now + 10, now + 10))
+    assert is_done()
+    for name, is_read in (
+        ("gated_labels/a.txt", True),
+        ("val_night.txt", True),
+        ("val_snow_night.txt", True),
+        ("train_night.txt", False),
+        ("gated_labels/other.txt", False),
+    ):
+        os.utime(frames / name, (now + 20, now + 20))
+        assert is_done() != is_read
+        os.utime(frames / name, (now, now))
+    (frames / "gated_labels/b.txt").unlink()
+    assert not is_done()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_study_on_a_file_system_without_locks(tmp_path, monkeypatch, capsys, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with lock(tmp_path / "out"):
+        error = capsys.readouterr().err
+    assert error.startswith(f"warning: {tmp_path}/out: this file system cannot lock (")
+    assert error.endswith("do not start the same command twice\n")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_study_in_use_is_still_refused(tmp_path):
+    with (
+        lock(tmp_path / "out"),
+        pytest.raises(UserError, match="used by a call that still runs"),
+        lock(tmp_path / "out"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "unlabelled"])
+def test_a_study_of_an_older_simulator_continues_with_its_frames(tmp_path, monkeypatch, preset):
+    """The error's advice: with --data, all jobs but the simulation are the same."""
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    for name in ("train_night", "unlabelled_night"):
+        (out / f"data/{name}.txt").write_text("a")
+    found = []
+    for more in ([], ["--data", str(out / "data")]):
+        command = ["reproduce.py", "--preset", preset, "--out", str(out), *more]
+        monkeypatch.setattr(sys, "argv", command)
+        args = reproduce.parse_arguments()
+        chosen = reproduce.PRESETS[preset]
+        before = reproduce.preparation_jobs(args, chosen)
+        pairs = [
+            reproduce.training_jobs(name, 0, args, chosen, before)
+            for name in ("teacher", "baseline", *args.students)
+        ]
+        found.append([(job.name, job.arguments) for pair in pairs for job in pair])
+        if not more:
+            [nights] = before
+    assert found[0] == found[1]
+    (out / "jobs.json").write_text(
+        json.dumps({"nights": {"arguments": nights.arguments[:-1], "done": True}})
+    )
+    with pytest.raises(UserError, match=f"--data {out}/data to continue with its frames"):
+        begin([nights], out)

@@ -1,5 +1,6 @@
 """The study of labels on unlabelled pairs: its jobs, run in this process, and its tables."""
 
+import argparse
 import json
 import math
 import shutil
@@ -7,15 +8,17 @@ import shutil
 import numpy as np
 import pytest
 from conftest import run_script, the_error
+from test_evaluation import PERSON, result, truth
 from test_reproduce import read, run_study
 
 from cmkd.evaluation.bootstrap import compare_detectors
 from cmkd.evaluation.metrics import Matches, false_positives_at
 from cmkd.frames.layout import read_list
 from cmkd.runtime.files import UserError
-from cmkd.study import report
+from cmkd.study import report, unlabelled
+from cmkd.study.ablations import variant_row
 from cmkd.study.networks import NETWORKS, label_folder, weights_file
-from cmkd.study.unlabelled import label_equivalents
+from cmkd.study.unlabelled import arm_rows, difference_rows, label_equivalents, working_points
 from reproduce import write_shorter_lists
 
 STUDENTS = ("self_labels", "teacher_labels", "true_labels", "features_mse")
@@ -105,8 +108,8 @@ def test_the_tables_compare_with_the_control(study, tmp_path):
         aps = [100 * next(iter(metrics[one].values()))["AP"] for one in LISTS]
         assert f"| {name} | {aps[0]:.1f} | {aps[1]:.1f} |" in table
     assert "| test_hail_night | teacher |" in table
-    assert "nan %" not in table
-    assert f"{100 * entry['difference']:+.1f} [" in table
+    assert "nan" not in table
+    assert f"| {100 * entry['difference']:+.1f} |" in table
     error = the_error(run_study(script, *options, "--seeds", 7, expect=2))
     assert "no finished baseline" in error
 
@@ -137,6 +140,59 @@ def test_false_positives_at_a_recall():
     assert false_positives_at(matches, 1 / 3) == 0
     assert false_positives_at(matches, 0.5) == false_positives_at(matches, 2 / 3) == 0.5
     assert math.isnan(false_positives_at(matches, 0.7))
+
+
+def two_people(found):
+    """Two frames, a person of the first category in each, and a detector's results on them.
+
+    A second category has nobody. `found` are the scores at which each person is found.
+    """
+    content = truth([[PERSON], [PERSON]])
+    content["categories"].append({"id": 2, "name": "Deer"})
+    results = [result(image, PERSON, score) for image, score in found.items()]
+    return content, [*results, result(0, [300, 300, 50, 100], 0.1)]
+
+
+def test_a_recall_that_a_seed_never_reaches_is_no_number(monkeypatch):
+    """Its false positives are undefined; the mean of the other seeds would be too good."""
+    content, baseline = two_people({0: 0.9, 1: 0.8})
+    _, half = two_people({0: 0.9})
+    runs = {"baseline": [baseline] * 3, "self_labels": [baseline, half, half]}
+    points = working_points(content, runs)
+    assert points["baseline"]["false_positives"] == [0.0] * 3
+    assert str(points["self_labels"]["false_positives"]) == "[0.0, nan, nan]"
+    metrics = dict.fromkeys(("AP", "AP50", "MR", "recall_unseen"), 0.5)
+    monkeypatch.setattr(unlabelled, "metrics_of", lambda *_: metrics)
+    args = argparse.Namespace(study=None, seeds=[0, 1, 2])
+    _, own, other = arm_rows(args, list(runs), "v", "t", points, {})
+    assert (own[-2], other[-2]) == ("0.000", "-")
+
+
+def test_a_class_whose_recall_is_never_reached_counts():
+    content, baseline = two_people({0: 0.9, 1: 0.8})
+    deer = {"id": 3, "image_id": 0, "category_id": 2, "bbox": PERSON, "area": 1, "iscrowd": 0}
+    content["annotations"].append(deer)
+    found = {**result(0, PERSON, 0.7), "category_id": 2}
+    points = working_points(content, {"baseline": [[*baseline, found]], "other": [baseline]})
+    assert points["baseline"]["false_positives"] == [0.0]
+    assert math.isnan(points["other"]["false_positives"][0])
+
+
+def test_differences_without_intervals():
+    """A list of few frames, and one with nobody."""
+    none = (math.nan, math.nan)
+    entry = {"value": 0.4, "difference": 0.1, "gap_closed": 0.5}
+    entry |= {"interval": none, "difference_interval": none, "gap_closed_interval": none}
+    nobody = {name: math.nan if isinstance(one, float) else one for name, one in entry.items()}
+    for values, expected in ((entry, ["40.0", "+10.0", "+10.0", "50 %"]), (nobody, ["-"] * 4)):
+        names = ["baseline", "self_labels", "teacher_labels", "true_labels"]
+        against = dict.fromkeys(("baseline", "self_labels"), dict.fromkeys(names, {"AP": values}))
+        rows = difference_rows(names, {"val": {"against": against}})
+        assert rows[3] == ["val", "teacher_labels", *expected]
+        assert "nan" not in str(rows)
+    figures = {"interval": [math.nan] * 2, "difference": 1.0, "reference": [3.0], "variant": [4.0]}
+    assert variant_row("mse 5", figures)[6] == "+1.0"
+    assert variant_row("mse 5", {**figures, "interval": [-1.0, 3.0]})[6] == "+1.0 [-1.0, +3.0]"
 
 
 def test_label_equivalents():

@@ -16,6 +16,7 @@ which starts from the trained baseline's weights.
 """
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,13 @@ from cmkd.study.jobs import (
     run_jobs,
     training_state,
 )
-from cmkd.study.report import mean_and_deviation, tested_truth
+from cmkd.study.networks import weights_file
+from cmkd.study.report import (
+    mean_and_deviation,
+    read_detections,
+    refuse_other_val_list,
+    tested_truth,
+)
 
 START_WEIGHTS = r"\{seed\}/(\w+)\.pth"  # the network whose weights a variant starts from
 
@@ -160,7 +167,7 @@ def ap_difference(
     aps, detections = {}, {}
     for role, folders in (("reference", references), ("variant", variants)):
         file = f"detections.{val_list}.json"
-        detections[role] = [read_json(folder / file, UNREADABLE) for folder in folders]
+        detections[role] = [read_detections(folder / file, data, val_list) for folder in folders]
         aps[role] = []
         for folder in folders:
             by_detector = read_json(folder / "scores.json", UNREADABLE)["metrics"][val_list]
@@ -212,6 +219,7 @@ def main() -> None:
         for seed in args.seeds:
             pair = variant_jobs(name, variant, seed, args, records)
             training_of[name, seed], test_of[name, seed] = pair
+    refuse_other_labels(training_of, args, variants)
     jobs = [job for key in test_of for job in (training_of[key], test_of[key])]
     failed = run_jobs(jobs, args.study / "ablations", args.side_by_side)
 
@@ -236,6 +244,19 @@ def main() -> None:
     report_failures(failed, len(jobs))
 
 
+def refuse_other_labels(
+    training_of: dict[tuple[str, int], Job], args: argparse.Namespace, variants: dict[str, Variant]
+) -> None:
+    """Raise `UserError` for a finished run that was chosen on another validation list than now."""
+    known: dict[str, str] = {}
+    for (name, seed), train in training_of.items():
+        data = Path(option_value(train.arguments, "--data"))
+        val_list = option_value(train.arguments, "--val-list")
+        for weights in (weights_file(args.study, seed, variants[name].network), train.makes):
+            if weights.is_file():
+                refuse_other_val_list(weights, data, val_list, known)
+
+
 def finished_folders(
     name: str, args: argparse.Namespace, test_of: dict[tuple[str, int], Job], failed: dict[str, str]
 ) -> tuple[list[Path], list[Path]]:
@@ -257,6 +278,7 @@ def variant_row(name: str, figures: dict[str, Any]) -> list[str]:
     """A variant's row of the table."""
     variant = VARIANTS[name]
     low, high = figures["interval"]
+    interval = f" [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else ""
     return [
         variant.question,
         name,
@@ -264,7 +286,7 @@ def variant_row(name: str, figures: dict[str, Any]) -> list[str]:
         str(len(figures["variant"])),
         mean_and_deviation(figures["reference"]),
         mean_and_deviation(figures["variant"]),
-        f"{figures['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
+        f"{figures['difference']:+.1f}{interval}",
         f"`{variant.options or f'--data {variant.slices}'}`",
     ]
 

@@ -13,12 +13,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from cmkd.frames.layout import condition_lists, label_file, list_file, read_list
 from cmkd.runtime import checkpoint
 from cmkd.runtime.command_line import cores
 from cmkd.runtime.failures import StopRequest, warn
@@ -28,6 +30,7 @@ from cmkd.runtime.files import REPOSITORY, UserError, read_json, refuse_unwritab
 MEMORY_OF_A_TRAINING = 12 * 2**30
 
 UNREADABLE = "remove it, and run the same command again"  # about what a job wrote
+NIGHTS = "nights"  # the job of reproduce.py that simulates OUT/data
 
 Records = dict[str, dict[str, Any]]  # by a job's name: its arguments, and whether it is done
 
@@ -36,8 +39,9 @@ Records = dict[str, dict[str, Any]]  # by a job's name: its arguments, and wheth
 class Job:
     """A script with its arguments, the file that it makes, and the jobs that must be done before.
 
-    A repeatable job, which takes minutes, runs again if its arguments changed or a file in `reads`
-    is newer than what it made. For any other job changed arguments are an error.
+    A repeatable job, which takes minutes, runs again if its arguments changed, or if a file in
+    `reads`, a list or a label of its frames is newer than what it made. For any other job changed
+    arguments are an error.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Job:
     alone: bool = False  # uses all cores
     repeatable: bool = False
     reads: tuple[Path, ...] = ()
+    lists: tuple[Path, ...] = ()  # files of lists whose frames and labels it reads
     leaves: tuple[Path, ...] = ()  # files that nobody needs once it is done
 
 
@@ -97,7 +102,7 @@ def evaluation_job(
     """Test weights on lists of a data folder, once the job `needs` is done.
 
     In the precision of a training with these arguments. It writes FOLDER/scores.json, and
-    FOLDER/<detections> as `tables.save_detections` names it.
+    FOLDER/<detections> as `tables.detection_files` names it.
     """
     scores = folder / "scores.json"
     arguments = [
@@ -106,7 +111,15 @@ def evaluation_job(
         *precision_words(trained_with),
         *option_words(draws=draws, json=scores, save_detections=folder / detections),
     ]
-    return Job(name, arguments, scores, (needs,), repeatable=True, reads=tuple(weights))
+    return Job(
+        name,
+        arguments,
+        scores,
+        (needs,),
+        repeatable=True,
+        reads=tuple(weights),
+        lists=tuple(list_file(data, one) for one in lists),
+    )
 
 
 def environments(side_by_side: int | None) -> list[dict[str, str]]:
@@ -307,10 +320,15 @@ def lock(out: Path) -> Iterator[None]:
     with file.open("w", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"{out} is used by a call that still runs: wait for it, or choose another --out"
             ) from None
+        except OSError as error:
+            warn(
+                f"{out}: this file system cannot lock ({error.strerror}): do not start the same "
+                "command twice"
+            )
         yield
 
 
@@ -342,6 +360,7 @@ def begin(jobs: list[Job], out: Path) -> Records:
     Raises `UserError` if that would mix trainings with different arguments.
     """
     records = read_records(out)
+    newest_of = cache(newest_in)  # many jobs read the same lists
     for job in jobs:
         before = records.get(job.name, {"arguments": job.arguments, "done": False})
         same_arguments = before["arguments"] == job.arguments
@@ -355,12 +374,34 @@ def begin(jobs: list[Job], out: Path) -> Records:
                 "remove it and its run, or choose another --out"
             )
         if done:
-            made = job.makes.stat().st_mtime
-            read = [file.stat().st_mtime if file.exists() else math.inf for file in job.reads]
-            done = not made_anew and max(read, default=0) <= made
+            read = [*map(date_of, job.reads), *map(newest_of, job.lists)]
+            done = not made_anew and max(read, default=0) <= date_of(job.makes)
         records[job.name] = {"arguments": job.arguments, "done": done}
     save_json(records, out / "jobs.json")
     return records
+
+
+def date_of(file: Path) -> float:
+    """When a file was last changed; infinity if it is missing."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+def newest_in(file: Path) -> float:
+    """When a list, a list of its conditions or a label of its frames was last changed.
+
+    Infinity if one is missing.
+    """
+    root = file.parent
+    try:
+        names = read_list(file)
+        conditions = condition_lists(root, file.stem)
+    except UserError:  # a test says what is wrong with it
+        return math.inf
+    read = [file, *(list_file(root, name) for name in conditions)]
+    return max(map(date_of, [*read, *(label_file(root, name) for name in names)]))
 
 
 def other_settings(job: Job, before: list[str], out: Path) -> str:
@@ -368,7 +409,8 @@ def other_settings(job: Job, before: list[str], out: Path) -> str:
     pairs = zip(before, job.arguments, strict=False)
     differences = [(old, new) for old, new in pairs if old != new]
     old, new = (*differences, (before[-1], job.arguments[-1]))[0]
+    frames = f"--data {out / 'data'} to continue with its frames, " if job.name == NIGHTS else ""
     return (
         f"{out} was begun with other settings ({job.name}: {old!r} there and {new!r} here): pass "
-        "the same ones, or choose another --out"
+        f"the same ones, {frames}or choose another --out"
     )

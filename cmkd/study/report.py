@@ -9,8 +9,8 @@ from typing import Any
 from cmkd.evaluation.bootstrap import compare_detectors
 from cmkd.evaluation.metrics import GroundTruth, Results, none_for_nan, unseen_by_rgb
 from cmkd.evaluation.pipeline import with_conditions
-from cmkd.evaluation.tables import markdown_table
-from cmkd.frames.layout import condition_lists
+from cmkd.evaluation.tables import markdown_table, problem_of_frame
+from cmkd.frames.layout import condition_lists, list_file, read_list
 from cmkd.runtime.failures import warn
 from cmkd.runtime.files import (
     UserError,
@@ -21,7 +21,7 @@ from cmkd.runtime.files import (
     write_atomically,
 )
 from cmkd.runtime.hardware import versions
-from cmkd.runtime.weights import settings_file
+from cmkd.runtime.weights import read_settings, settings_file
 from cmkd.study.networks import NETWORKS, REFERENCES
 from cmkd.viewing.curves import COLOURS, read_epochs
 from dataset import SeeingThroughFog
@@ -99,22 +99,30 @@ def write_results(study: Study, out: Path) -> str:
 def read_runs(study: Study) -> Runs:
     """All runs that can be read; a warning names the others."""
     runs: Runs = {}
+    known: dict[str, str] = {}
     for name, by_seed in study.runs.items():
         runs[name] = {}
         for seed, (folder, weights) in by_seed.items():
             try:
-                runs[name][seed] = read_run(folder, weights, [study.val_list, study.test_list])
-            except (UserError, ValueError, KeyError) as error:
+                one_run = read_run(folder, weights, study)
+                refuse_other_val_list(weights, study.data, study.val_list, known)
+                runs[name][seed] = one_run
+            except UserError as error:
+                warn(f"{folder} is left out: {error}")
+            except (ValueError, KeyError) as error:
                 warn(f"{folder} is left out: {reason_of(error)}")
     return runs
 
 
-def read_run(folder: Path, weights: Path, lists: list[str]) -> FinishedRun:
+def read_run(folder: Path, weights: Path, study: Study) -> FinishedRun:
     """One run. Raises `UserError`, or `KeyError` if one of its files lacks something."""
     advice = "the run is not finished, or its files were changed"
     epochs = read_epochs(folder / "log.jsonl")
     scores = read_json(folder / "scores.json", advice)
-    detections = {name: read_json(folder / f"detections.{name}.json", advice) for name in lists}
+    detections = {
+        name: read_detections(folder / f"detections.{name}.json", study.data, name)
+        for name in (study.val_list, study.test_list)
+    }
     settings = read_json(settings_file(weights), advice)
     metrics = {}
     for list_name, by_detector in scores["metrics"].items():
@@ -130,6 +138,40 @@ def read_run(folder: Path, weights: Path, lists: list[str]) -> FinishedRun:
         "git": settings["versions"]["git"],
     }
     return FinishedRun(summary, detections, scores["classes"], scores["ignore"])
+
+
+def read_detections(file: Path, data: Path, list_name: str) -> Results:
+    """What a test saved of a list.
+
+    Raises `UserError` if a result is not of the frame that its number says in the list today.
+    """
+    advice = f"remove {file.parent / 'scores.json'}, and test it again with the same command"
+    images = dict(enumerate(read_list(list_file(data, list_name))))
+    results = read_json(file, advice)
+    for index, result in enumerate(results):
+        if problem := problem_of_frame(result, images):
+            raise UserError(f"{file}: result {index} {problem}; {advice}")
+    return results
+
+
+def refuse_other_val_list(weights: Path, data: Path, val_list: str, known: dict[str, str]) -> None:
+    """Raise `UserError` for weights that were chosen on another validation list than there is now.
+
+    That is one of other frames or labels. `known` collects the list's fingerprints by classes,
+    because they take seconds for a long list.
+    """
+    settings = read_settings(weights)
+    if "val_fingerprint" not in settings:
+        return
+    classes, ignore = settings["classes"], settings["ignore"]
+    key = f"{classes} {ignore}"
+    if key not in known:
+        known[key] = SeeingThroughFog(data, val_list, "rgb", classes, ignore).fingerprint
+    if settings["val_fingerprint"] != known[key]:
+        raise UserError(
+            f"{weights} was chosen on other frames or labels than {list_file(data, val_list)} has "
+            "now: restore them, or begin a new study with another --out"
+        )
 
 
 def tested_truth(data: Path, list_name: str, classes: list[str], ignore: list[str]) -> GroundTruth:

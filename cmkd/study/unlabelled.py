@@ -29,13 +29,14 @@ from cmkd.evaluation.metrics import (
 )
 from cmkd.evaluation.options import add_draws, add_json, add_seeds, add_study
 from cmkd.evaluation.pipeline import with_conditions
-from cmkd.evaluation.tables import markdown_table, print_and_save
+from cmkd.evaluation.tables import comparison_cell, markdown_table, print_and_save
 from cmkd.frames.layout import list_file, read_list
 from cmkd.runtime.command_line import OneLineParser, at_least
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, read_json
 from cmkd.study.day_detector import DAY_DETECTOR, simulation_job
 from cmkd.study.jobs import (
+    NIGHTS,
     UNREADABLE,
     Job,
     Records,
@@ -47,7 +48,14 @@ from cmkd.study.jobs import (
     run_jobs,
 )
 from cmkd.study.networks import NETWORKS, weights_file
-from cmkd.study.report import mean_and_deviation, tested_truth
+from cmkd.study.report import (
+    MISSING,
+    gap_cell,
+    mean_and_deviation,
+    read_detections,
+    refuse_other_val_list,
+    tested_truth,
+)
 
 SEED_OF_DAYS = 3_000_000  # other places than those of the nights and of the start
 DAY_LIST = "val_clear_day"
@@ -67,7 +75,7 @@ def finished_networks(records: Records, seeds: list[int]) -> list[str]:
 def day_jobs(args: argparse.Namespace, records: Records, names: list[str]) -> list[Job]:
     """Simulate days, and test the networks and the weights that they started from on them."""
     out = args.study / "days"
-    size = option_value(records["nights"]["arguments"], "--size")
+    size = option_value(records[NIGHTS]["arguments"], "--size")
     only_days = option_words(mix="clear_day=1", seed=SEED_OF_DAYS)
     jobs = [simulation_job("days", out / "data", size, f"0 {args.days} 0", *only_days)]
     weights = {START: DAY_DETECTOR}
@@ -100,7 +108,7 @@ def working_points(
 
     `recall_seen` is that of people visible in RGB, at 0.1 false positives per image;
     `false_positives` are those per image at which a network finds as many people as the baseline
-    of its seed finds at 0.1.
+    of its seed finds at 0.1, NaN if it never does.
     """
     points = {name: {"recall_seen": [], "false_positives": []} for name in found}
     categories = [category["id"] for category in truth["categories"]]
@@ -112,10 +120,16 @@ def working_points(
             for category, recall_of_baseline in zip(categories, wanted, strict=True):
                 matches = match(truth, by_seed[index], category)
                 seen.append(recall(matches, ~unseen_by_rgb(matches.truth)))
-                false_positives.append(false_positives_at(matches, recall_of_baseline))
+                if matches.truth:
+                    false_positives.append(false_positives_at(matches, recall_of_baseline))
             points[name]["recall_seen"].append(mean_of_defined(seen))
-            points[name]["false_positives"].append(mean_of_defined(false_positives))
+            points[name]["false_positives"].append(mean_if_all_defined(false_positives))
     return points
+
+
+def mean_if_all_defined(values: list[float]) -> float:
+    """The mean; NaN if a value is NaN, because without it the mean of the others is too good."""
+    return sum(values) / len(values) if values else math.nan
 
 
 def tested_lists(args: argparse.Namespace, records: Records) -> tuple[Path, str, str]:
@@ -137,8 +151,8 @@ def compare(
     for list_name in (val_list, test_list):
         truths[list_name] = tested_truth(data, list_name, scores["classes"], scores["ignore"])
         found[list_name] = {
-            f"{name} {seed}": read_json(
-                args.study / f"seed{seed}/{name}/detections.{list_name}.json", UNREADABLE
+            f"{name} {seed}": read_detections(
+                args.study / f"seed{seed}/{name}/detections.{list_name}.json", data, list_name
             )
             for name in names
             for seed in args.seeds
@@ -231,16 +245,11 @@ def arm_rows(
             ]
         )
         cells = [mean_and_deviation(values) for values in columns]
-        cells.append(f"{mean_of_defined(points[name]['false_positives']):.3f}")
+        false_positives = mean_if_all_defined(points[name]["false_positives"])
+        cells.append(f"{false_positives:.3f}" if math.isfinite(false_positives) else MISSING)
         cells.append(mean_and_deviation(by_day.get(name, [])))
         rows.append([name, *cells])
     return rows
-
-
-def difference_cell(entry: dict[str, Any]) -> str:
-    """`+1.2 [0.3, 2.1]`: a difference of AP and its interval, in percent."""
-    low, high = entry["difference_interval"]
-    return f"{100 * entry['difference']:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def difference_rows(names: list[str], comparisons: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -251,16 +260,14 @@ def difference_rows(names: list[str], comparisons: dict[str, dict[str, Any]]) ->
         against = comparison["against"]
         for name in names:
             entry = against["baseline"][name]["AP"]
-            share = "-"  # also if the oracle gains nothing
             has_oracle = ORACLE in names and name not in ("baseline", ORACLE)
-            if has_oracle and math.isfinite(entry["gap_closed"]):
-                low, high = entry["gap_closed_interval"]
-                share = f"{100 * entry['gap_closed']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-            control = "-"
+            share = gap_cell(entry) if has_oracle else MISSING
+            control = MISSING
             if CONTROL in against and name != CONTROL:
-                control = difference_cell(against[CONTROL][name]["AP"])
-            base = "-" if name == "baseline" else difference_cell(entry)
-            rows.append([list_name, name, f"{100 * entry['value']:.1f}", base, control, share])
+                control = comparison_cell(against[CONTROL][name]["AP"], "difference")
+            base = MISSING if name == "baseline" else comparison_cell(entry, "difference")
+            ap = mean_and_deviation([100 * entry["value"]])
+            rows.append([list_name, name, ap, base, control, share])
     return rows
 
 
@@ -285,8 +292,13 @@ def main() -> None:
             f"{args.study} has no finished baseline of these seeds: run reproduce.py --preset "
             "unlabelled first"
         )
+    data, val_list, test_list = tested_lists(args, records)
+    known: dict[str, str] = {}
+    for name in names:
+        for seed in args.seeds:
+            refuse_other_val_list(weights_file(args.study, seed, name), data, val_list, known)
     by_day: dict[str, list[float]] = {}
-    if "nights" in records:
+    if NIGHTS in records:
         jobs = day_jobs(args, records, names)
         report_failures(run_jobs(jobs, args.study / "days", None), len(jobs))
         by_day = {
@@ -297,7 +309,6 @@ def main() -> None:
 
     comparisons = compare(args, records, names)
     seed = args.seeds[0]
-    _, val_list, test_list = tested_lists(args, records)
     points = comparisons[test_list]["points"]
     curve = {
         count: metrics_of(args.study, seed, name, test_list)["AP"]

@@ -23,6 +23,7 @@ from cmkd.runtime.command_line import OneLineParser, at_least, non_negative_floa
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError, read_json
 from cmkd.study.jobs import (
+    NIGHTS,
     UNREADABLE,
     Job,
     Records,
@@ -34,7 +35,14 @@ from cmkd.study.jobs import (
     run_jobs,
 )
 from cmkd.study.networks import PUBLISHED, REFERENCES
-from cmkd.study.report import WITHOUT_UNSEEN, gap_cell, tested_truth, without_unseen
+from cmkd.study.report import (
+    WITHOUT_UNSEEN,
+    gap_cell,
+    mean_and_deviation,
+    read_detections,
+    tested_truth,
+    without_unseen,
+)
 
 TEST_LIST = "test_night"
 SEED = 2_000_000  # of other places than the study's nights (0) and days (1000000)
@@ -130,7 +138,10 @@ def compare_networks(
     scores = read_json(folders[0] / "scores.json", UNREADABLE)
     truth = tested_truth(nights.data, TEST_LIST, scores["classes"], scores["ignore"])
     found = {
-        name: [read_json(folder / f"detections.{name}.json", UNREADABLE) for folder in folders]
+        name: [
+            read_detections(folder / f"detections.{name}.json", nights.data, TEST_LIST)
+            for folder in folders
+        ]
         for name in names
     }
     return {
@@ -142,13 +153,13 @@ def compare_networks(
 def main() -> None:
     args = parse_arguments()
     records = read_study_records(args.study)
-    if "nights" not in records:
+    if NIGHTS not in records:
         raise UserError(
             f"{args.study} has data of its own: only simulated nights can be made brighter and "
             "darker"
         )
     names = finished_networks(args.study, records, args.seeds)
-    size = option_value(records["nights"]["arguments"], "--size")
+    size = option_value(records[NIGHTS]["arguments"], "--size")
     trained_with = records[f"seed{args.seeds[0]}/teacher"]["arguments"]
     out = args.study / "shares"
     all_nights = [simulate_nights(share, args.frames, size, out) for share in args.shares]
@@ -168,7 +179,7 @@ def main() -> None:
         figures[f"{nights.share:g}"] = {"measured": measured, **comparisons}
         visible = [f"{100 * measured[camera]:.0f} %" for camera in ("visible_rgb", "visible_gated")]
         for people, comparison in comparisons.items():
-            aps = [f"{100 * comparison[name]['AP']['value']:.1f}" for name in names]
+            aps = [mean_and_deviation([100 * comparison[name]["AP"]["value"]]) for name in names]
             gaps = [gap_cell(comparison[name]["AP"]) for name in students]
             rows.append([*visible, people, *aps, *gaps])
     print_and_save(markdown_table(rows), figures, args.json)
