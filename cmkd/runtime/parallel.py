@@ -31,13 +31,17 @@ def parallel_map(
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, spawn, start_process, (work,))
     try:
-        # Ctrl-C reaches all processes, but the main one ends the others. They inherit the mask.
+        # Ctrl-C reaches all processes, but the main one kills the others. They inherit the mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             results = pool.map(work_in_process, frames, chunksize=4)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield from progress(results)
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, probably because memory was short: lower --workers"
