@@ -22,7 +22,7 @@ import torch
 
 from cmkd.evaluation.options import add_draws, add_seeds, add_side_by_side
 from cmkd.frames.annotations import DEFAULT_CLASSES
-from cmkd.frames.layout import list_file, read_list, save_list
+from cmkd.frames.layout import TRUE_LABELS, list_file, read_list, save_list
 from cmkd.runtime.command_line import OneLineParser
 from cmkd.runtime.failures import run
 from cmkd.runtime.files import UserError
@@ -351,6 +351,12 @@ def refuse_impossible(args: argparse.Namespace, preset: Preset, jobs: list[Job])
             refuse_empty_list(args, list_name)
         if any(NETWORKS[name].unlabelled for name in args.students):
             read_list(list_file(args.data, args.unlabelled_list))
+        for name in args.students:
+            if NETWORKS[name].sees_truth and not (args.data / TRUE_LABELS).is_dir():
+                raise UserError(
+                    f"{name} learns from {args.data / TRUE_LABELS}, which is missing: put the true "
+                    "labels of the unlabelled frames there, or leave it out of --students"
+                )
 
 
 def refuse_empty_list(args: argparse.Namespace, list_name: str) -> None:

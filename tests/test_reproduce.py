@@ -494,6 +494,17 @@ def test_bad_input(tmp_path, monkeypatch, capsys, options, part):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_oracle_without_true_labels_is_refused(tmp_path, capsys, monkeypatch, synthetic):
+    """Before hours of training; synthetic frames have none without --unlabelled."""
+    command = ["reproduce.py", "--data", str(synthetic), "--out", str(tmp_path / "out")]
+    command += ["--students", "true_labels", "--unlabelled-list", "train_night"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        run(reproduce.main)
+    assert f"true_labels learns from {synthetic / 'true_labels'}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_teacher_may_be_what_all_begin_from(tmp_path, monkeypatch, synthetic):
     """Its name is that of the file which students are given as --teacher."""
     start = tmp_path / "teacher.pth"
