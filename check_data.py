@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from cmkd.evaluation.tables import text_table
+from cmkd.frames.annotation_formats import ENOUGH_BOXES, LARGEST_SHARE
 from cmkd.frames.annotations import DEFAULT_CLASSES, LABEL_HEIGHT, LABEL_WIDTH, Label
 from cmkd.frames.checks import (
     CheckedFrame,
@@ -37,8 +38,6 @@ from dataset import SeeingThroughFog
 
 HEIGHT_LIMITS = (32, 64, 128)  # label px, between the columns of the class table
 SHEET_ROWS = 12
-ENOUGH_BOXES = 30  # fewer are too few to judge by
-LARGEST_SHARE = 2  # px: boxes that all end before this are shares of the image
 
 
 def check(root: Path, workers: int, sheet: Path | None) -> None:

@@ -53,7 +53,7 @@ from cmkd.frames.layout import (
     refuse_forbidden,
     refuse_held_out_frames,
 )
-from cmkd.frames.machine_labels import refuse_disagreement, refuse_other_classes
+from cmkd.frames.machine_labels import refuse_unfit_labels
 from cmkd.runtime import distributed
 from cmkd.runtime.failures import at_end, prepare_for_workers, share, start_worker, warn
 from cmkd.runtime.files import UserError
@@ -597,7 +597,7 @@ def training_loader(
 
 def warn_of_limited_size(frames: SeeingThroughFog, min_size: int, max_size: int) -> None:
     """Warn if `--max-size` keeps frames from becoming as large as `--min-size` says."""
-    width, height = image_size(frames.image_files(0)[0])
+    width, height = distributed.on_first(lambda: image_size(frames.image_files(0)[0]))
     if max_size / max(width, height) < min_size / min(width, height):
         used = training_size(height, width, min_size, max_size)
         warn(
@@ -624,8 +624,7 @@ def refuse_unfit_lists(args: argparse.Namespace) -> None:
         )
     refuse_held_out_frames(args.data, args.unlabelled_list, args.val_list)
     if folder is not None:
-        refuse_disagreement(args.data / folder)
-        refuse_other_classes(args.data / folder, args.classes)
+        refuse_unfit_labels(args.data / folder, args.classes)
 
 
 def make_loader(

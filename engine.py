@@ -178,7 +178,7 @@ def fit(
     distributed.synchronise_norms(trained)
     data = train_loader.dataset.fingerprints | val_loader.dataset.fingerprints
     progress, random_states = begin_run(options, weights, trained, optimizer, arguments, data)
-    warn_of_classes_without_boxes(train_loader.dataset, "background alone will be learned there")
+    warn_of_classes_without_boxes(train_loader.dataset, "the network will not learn it")
     warn_of_classes_without_boxes(val_loader.dataset, "the validation AP is of the other classes")
     is_first = distributed.rank() == 0
     tested = set(val_loader.dataset.names)

@@ -59,6 +59,7 @@ from cmkd.runtime.files import (
     UserError,
     append_record,
     open_data_folder,
+    read_json,
     read_lines,
     reason_of,
     save_json,
@@ -87,7 +88,7 @@ CALIBRATION_FOLDERS = (".", "calibs", "calib", "calibration", "tools/DatasetView
 
 REPORT = "prepare_report.json"
 WAYS = "registration.jsonl"  # with --registration lidar: by what each frame was warped
-NO_LIDAR = "plane, no lidar"
+NO_LIDAR, DAMAGED_LIDAR = "plane, no lidar", "plane, unreadable lidar"
 BYTES_PER_FRAME = 4.5e6  # an upper estimate: a noisy RGB PNG and three slices
 
 
@@ -275,6 +276,8 @@ class Preparer:
             return self.plane, "plane"
         if condition.startswith(FOGS):
             return self.plane, "plane, in fog"
+        if not self.has("lidar", name):
+            return self.plane, NO_LIDAR
         try:
             with np.load(self.file_of("lidar", name)) as content:
                 returns = content["arr_0"]
@@ -282,7 +285,7 @@ class Preparer:
             refuse_other_size(folder, returns.shape[::-1], self.calibration.gated.size)
             depth = registration.densify(returns)
         except (UserError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            return self.plane, NO_LIDAR
+            return self.plane, DAMAGED_LIDAR
         return registration.map_by_depth(self.calibration, depth), "lidar"
 
     def rectified_rgb(self, name: str, condition: str) -> np.ndarray:
@@ -348,9 +351,9 @@ def prepare_all(
     """
     done = complete_frames(preparer)
     waiting = [(name, condition) for name, condition in conditions.items() if name not in done]
-    refuse_full_disk(preparer.out, len(waiting))
-    ways = Counter({"there already": 0})
-    ways.update(done[name] for name in conditions if name in done)
+    new = [name for name, _ in waiting if not label_file(preparer.out, name).is_file()]
+    refuse_full_disk(preparer.out, len(new))
+    ways = Counter(done[name] for name in conditions if name in done)
     left_out = {}
     results = parallel_map(preparer.prepare, waiting, workers, str(preparer.out))
     for (name, _), prepared in zip(waiting, results, strict=True):
@@ -372,8 +375,13 @@ def complete_frames(preparer: Preparer) -> dict[str, str]:
     if preparer.registration == "plane":
         return dict.fromkeys(labelled, "there already")
     way_of = read_ways(preparer.out / WAYS)
+    if unknown := len(set(labelled) - way_of.keys()):
+        warn(
+            f"of {unknown} frames in {preparer.out} it is not known whether they had lidar: those "
+            "on the lists are prepared again"
+        )
     return {
-        name: f"there already, {way_of[name]}"
+        name: f"there already ({way_of[name]})"
         for name in labelled
         if name in way_of and not (way_of[name] == NO_LIDAR and preparer.has("lidar", name))
     }
@@ -574,9 +582,12 @@ def main() -> None:
         "split": args.split,
         "registration": args.registration,
         "plane_distance": args.plane_distance,
-        "calibration": calibration.fingerprint,
+        "calibration": calibration.identity,
         "folders": {part: folder.name for part, folder in folders.items()},
     }
+    if not notes_calibration(args.out / REPORT):
+        del parameters["calibration"]
+        warn(f"{args.out} is of an earlier version, which noted no calibration: pass the same one")
     open_data_folder(args.out, REPORT, parameters, (*IMAGE_FOLDERS, LABEL_FOLDER))
     preparer = Preparer(folders, calibration, args.registration, args.plane_distance, args.out)
     conditions = {name: condition_of.get(name, "") for name in chosen}
@@ -612,6 +623,14 @@ def main() -> None:
     print_counts("left out", Counter(left_out.values()))
     if not complete:
         raise UserError(f"no frame is complete: see {args.out / REPORT}")
+
+
+def notes_calibration(report: Path) -> bool:
+    """Whether a folder is new or says by what calibration it was made. Raises `UserError`."""
+    if not report.is_file():
+        return True
+    content = read_json(report, "choose another --out; nothing was changed")
+    return not isinstance(content, dict) or "calibration" in content.get("parameters", {})
 
 
 def print_counts(title: str, counts: dict[str, int]) -> None:

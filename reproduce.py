@@ -371,16 +371,6 @@ def refuse_empty_list(args: argparse.Namespace, list_name: str) -> None:
         )
 
 
-def refuse_other_labels(args: argparse.Namespace, names: list[str]) -> None:
-    """Raise `UserError` for a run that was chosen on another validation list than there is now."""
-    known: dict[str, str] = {}
-    for seed in args.seeds:
-        for name in names:
-            weights = weights_file(args.out, seed, name)
-            if weights.is_file():
-                refuse_other_val_list(weights, args.compared_data, args.val_list, known)
-
-
 def main() -> None:
     started = time.time()
     args = parse_arguments()
@@ -403,7 +393,9 @@ def main() -> None:
         write_shorter_lists(
             args.compared_data, {preset.labelled, *(NETWORKS[name].train_frames for name in names)}
         )
-    refuse_other_labels(args, names)
+    for weights in (weights_file(args.out, seed, name) for seed in args.seeds for name in names):
+        if weights.is_file():
+            refuse_other_val_list(weights)
     failed = run_jobs(jobs, args.out, args.side_by_side)
     trained = [name for name in names if training_of[name, args.seeds[0]].name not in failed]
     if trained:

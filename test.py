@@ -114,8 +114,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    inputs = args.weights or [args.detections]
-    refuse_replacing([args.json, args.save_detections], inputs)
+    others = [args.detections] if args.detections else []
+    refuse_replacing([args.json, args.save_detections], args.weights, others)
     for file in filter(None, (args.json, args.save_detections)):
         refuse_unwritable(file)
     detectors, classes, ignore = load_comparable(
@@ -130,7 +130,7 @@ def main() -> None:
     if args.save_detections:
         names = list(detectors) or [args.detections.stem]
         files = detection_files(args.save_detections, list(truths), names)
-        refuse_replacing([args.json, *files.values()], inputs)
+        refuse_replacing([args.json, *files.values()], args.weights, others)
     ignored = ignored_patterns(ignore)
     print(f"classes {' | '.join(classes)}, ignored: {' '.join(ignored) or 'nothing'}")
     if args.detections:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmkd.frames.annotations import DEFAULT_CLASSES
+from cmkd.frames.annotations import DEFAULT_CLASSES, sets_of_names
 from cmkd.runtime import distributed, hardware
-from cmkd.runtime.claims import claim_file
+from cmkd.runtime.claims import may_be_written
 from cmkd.runtime.command_line import (
     OneLineParser,
     at_least,
@@ -333,10 +333,11 @@ def known_teacher_ap(args: argparse.Namespace, val_fingerprint: str) -> float | 
     """
     file = args.teacher
     known = read_settings(file)
-    if known.get("classes", args.classes) != args.classes:
-        warn(f"{file} was trained on --classes {' '.join(known['classes'])}")
-    if claim_file(file).is_file():
-        warn(f"{file} may still be trained, because {claim_file(file)} exists")
+    trained_on = known.get("classes", args.classes)
+    if sets_of_names(trained_on) != sets_of_names(args.classes):
+        warn(f"{file} was trained on other --classes: {' '.join(trained_on)}")
+    if may_be_written(file):
+        warn(f"{file} is still being trained: this run will not be resumed with a better one")
     here = {
         "sha256": sha256_of(file),
         "val_fingerprint": val_fingerprint,

@@ -108,7 +108,8 @@ def parse_arguments() -> argparse.Namespace:
     outputs = [args.out, args.html]
     if args.images:
         outputs.append(args.out / DETECTIONS_FILE)
-    refuse_replacing(outputs, args.compare or args.features or args.curves or [args.weights])
+    weights = args.compare or args.features or ([] if args.curves else [args.weights])
+    refuse_replacing(outputs, weights, args.curves or ())
     return args
 
 

@@ -124,16 +124,28 @@ def test_the_key_is_of_resolved_paths(frames, tmp_path):
 
 
 def test_files_in_memory_that_no_process_uses_are_removed(frames, tmp_path, monkeypatch):
-    """As SIGKILL leaves them. Those of live runs stay, and those that were just made."""
+    """As SIGKILL leaves them; those of live runs stay."""
     monkeypatch.setattr(cache, "MEMORY_FOLDER", tmp_path)
-    kept = {size: cached(frames, "ram", size) for size in (32, 48, 80)}
-    files = {size: dataset.cache.file for size, dataset in kept.items()}
-    for size in (32, 48):
-        os.utime(files[size], (0, 0))
-    for size in (32, 80):
-        kept[size].cache.in_use.close()  # as the end of a process does
+    live, killed = (cached(frames, "ram", size).cache for size in (32, 48))
+    files = live.file, killed.file
+    del killed.frames, killed.checksums  # as the end of a process does
     cached(frames, "ram", 64)
-    assert {size: file.exists() for size, file in files.items()} == {32: False, 48: True, 80: True}
+    assert [file.exists() for file in files] == [True, False]
+
+
+def test_a_file_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """By another run that takes it for abandoned."""
+    file, lock = tmp_path / "a", cache.fcntl.flock
+
+    def lock_late(*given):
+        if not removed:
+            removed.append(file.unlink())
+        lock(*given)
+
+    removed = []
+    monkeypatch.setattr(cache.fcntl, "flock", lock_late)
+    with cache.open_in_use(file) as opened:
+        assert os.path.samestat(os.fstat(opened.fileno()), file.stat())
 
 
 def test_a_file_that_a_full_disk_cut_off_is_made_whole(frames):
@@ -144,7 +156,9 @@ def test_a_file_that_a_full_disk_cut_off_is_made_whole(frames):
     again = cached(frames)
     assert kept.cache.file == again.cache.file
     status = again.cache.file.stat()
-    assert status.st_blocks * 512 >= status.st_size == again.cache.bytes
+    assert status.st_size == again.cache.bytes
+    if hasattr(os, "posix_fallocate"):
+        assert status.st_blocks * 512 >= status.st_size
     assert torch.equal(again[1][0], image)
 
 
@@ -157,7 +171,7 @@ def test_flips_follow_the_cache(frames):
 
 
 def test_what_cannot_be_kept(frames):
-    with pytest.raises(UserError, match=r"--cache disk needs \d+.* GB and .* has .* GB"):
+    with pytest.raises(UserError, match=r"--cache disk needs \d+.* GB more and .* has .* GB"):
         SeeingThroughFog(frames, "train_night").use_cache("disk", 1_000_000, 2_000_000)
     write_frame(frames, "c", (320, 192), label_line())
     (frames / "train_night.txt").write_text("a\nc\n")

@@ -342,7 +342,7 @@ def test_the_whole_name_is_replaced_once(source):
     assert "1 RGB pictures without a partner, left out" in done.stdout
     options[-1] = r"([a-d])=\1_ir"
     done = prepare(source, *options, second="rgb", out="few")
-    assert "1 pictures that --pair matches neither way, left out" in done.stdout
+    assert "1 pictures that are in no pair, because --pair does not match them" in done.stdout
     assert "without a partner" not in done.stdout
 
 
@@ -416,7 +416,10 @@ def test_colours_of_the_second_camera(source, grey):
 
 def test_a_file_name_that_is_not_utf_8(source):
     name = os.fsdecode(b"caf\xe9.png")
-    picture(1).save(source / f"rgb/{name}")
+    try:
+        picture(1).save(source / f"rgb/{name}")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
     done = prepare(source, "--labels", write_coco(source), "--format", "coco", expect=2)
     assert r"caf\udce9.png: the file's name is not UTF-8" in the_error(done)
 

@@ -487,12 +487,7 @@ def test_the_plane_replaces_lidar_in_fog_and_if_it_is_missing(download, tmp_path
     (root / "splits/test_clear_night.txt").write_text(f"{NAMES[4]}\n")
     prepare(root, tmp_path / "data", "--registration", "lidar", split="all_night")
     report = json.loads((tmp_path / "data/prepare_report.json").read_text())
-    assert report["frames"] == {
-        "there already": 0,
-        "plane, no lidar": 1,
-        "lidar": 4,
-        "plane, in fog": 1,
-    }
+    assert report["frames"] == {"plane, no lidar": 1, "lidar": 4, "plane, in fog": 1}
     assert (tmp_path / "data/test_dense_fog_night.txt").read_text() == f"{NAMES[5]}\n"
 
 
@@ -505,12 +500,16 @@ def test_a_frame_is_prepared_again_once_it_has_lidar(download, tmp_path, copy_of
     prepare(root, tmp_path / "data", *options)
     rgb = tmp_path / f"data/images/{NAMES[0]}.png"
     by_plane = rgb.read_bytes()
-    assert "1 there already, plane, no lidar" in prepare(root, tmp_path / "data", *options).stdout
+    assert "1 there already (plane, no lidar)" in prepare(root, tmp_path / "data", *options).stdout
     assert rgb.read_bytes() == by_plane
     (tmp_path / "later.npz").rename(lidar)
     done = prepare(root, tmp_path / "data", *options)
-    assert "1 there already, lidar, 1 lidar" in done.stdout
+    assert "1 there already (lidar), 1 lidar" in done.stdout
     assert rgb.read_bytes() != by_plane
+    (tmp_path / "data/registration.jsonl").unlink()
+    done = prepare(root, tmp_path / "data", *options)
+    assert "of 2 frames in" in done.stderr
+    assert "frames: 2 lidar" in done.stdout
 
 
 def write_calibration(folder):
@@ -549,8 +548,14 @@ def test_another_calibration_is_not_mixed_in(download, tmp_path):
     write_calibration(folder)
     prepare(download, tmp_path / "data", "--limit", 1)
     done = prepare(download, tmp_path / "data", "--calibration", folder, "--limit", 1, expect=2)
-    assert "was made with calibration None, not" in the_error(done)
+    assert "was made with calibration built in, not" in the_error(done)
     prepare(download, tmp_path / "own", "--calibration", folder, "--limit", 1)
+    report = tmp_path / "own/prepare_report.json"
+    content = json.loads(report.read_text())
+    del content["parameters"]["calibration"]
+    report.write_text(json.dumps(content))
+    done = prepare(download, tmp_path / "own", "--calibration", folder, "--limit", 1)
+    assert "is of an earlier version, which noted no calibration" in done.stderr
     (folder / registration.RGB_FILE).unlink()
     done = prepare(download, tmp_path / "own", "--calibration", folder, expect=2)
     assert f"{folder} lacks {registration.RGB_FILE}" in the_error(done)
@@ -698,7 +703,7 @@ def test_damaged_lidar_falls_back_to_the_plane(download, tmp_path, copy_of):
     np.savez(lidar / f"{NAMES[2]}.npz", np.zeros((10, 10)))
     done = prepare(root, tmp_path / "data", "--registration", "lidar", "--limit", 6)
     report = json.loads((tmp_path / "data/prepare_report.json").read_text())
-    assert report["frames"]["plane, no lidar"] == 3, done.stdout
+    assert report["frames"]["plane, unreadable lidar"] == 3, done.stdout
 
 
 def write_history(root, name, offset):

@@ -1,5 +1,6 @@
 """Weights and lists -> detections, metrics and comparisons: what `test.py` runs, in its order."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cmkd.evaluation.metrics import (
     miss_metrics,
 )
 from cmkd.evaluation.predict import predict
-from cmkd.frames.annotations import DEFAULT_CLASSES, class_groups, ignored_patterns
+from cmkd.frames.annotations import DEFAULT_CLASSES, ignored_patterns, sets_of_names
 from cmkd.frames.layout import condition_lists
 from cmkd.runtime import distributed
 from cmkd.runtime.files import UserError
@@ -61,7 +62,7 @@ def load_comparable(
         if not own.get("classes"):
             shown = " ".join(classes or own_classes)
             print(f"{file}: no JSON says its classes; they are taken for {shown}")
-        elif classes and same_groups(classes) != same_groups(own_classes):
+        elif classes and sets_of_names(classes) != sets_of_names(own_classes):
             raise UserError(
                 f"{file} was trained on --classes {' '.join(own_classes)}, in this order, not on "
                 f"{' '.join(classes)}: pass the same, or leave --classes out"
@@ -81,11 +82,6 @@ def load_comparable(
     if ignore is None:
         ignore = settings[0].get("ignore")
     return dict(zip(titles(files), detectors, strict=True)), classes or trained_on[0], ignore
-
-
-def same_groups(classes: list[str]) -> list[set[str]]:
-    """The label classes of each entry, in whatever order within it."""
-    return [set(group) for group in class_groups(classes)]
 
 
 def load_rgb_detector(file: Path) -> tuple[Detector, list[str]]:
@@ -244,15 +240,18 @@ def refuse_duplicates(files: list[Path]) -> None:
             raise UserError(f"{file} is named twice: name each once")
 
 
-def refuse_replacing(outputs: list[Path | None], inputs: list[Path | None]) -> None:
-    """Raise `UserError` for an output that would replace an input, or another output.
+def refuse_replacing(
+    outputs: list[Path | None], weights: list[Path], others: Sequence[Path] = ()
+) -> None:
+    """Raise `UserError` for an output that would replace what is read, or another output.
 
-    Settings beside weights are an input too. If weights have none, a file in their place would be
-    read as theirs. None stands for an option that is not given.
+    Settings beside weights are read too. If weights have none, a file in their place would be read
+    as theirs. None stands for an output that is not asked for.
     """
-    given = [file for file in inputs if file]
-    taken = {settings_file(file).resolve(): "describes the weights" for file in given}
-    taken |= {file.resolve(): "is read" for file in given}
+    taken = {
+        settings_file(file).resolve(): "describes the weights" for file in weights if file.name
+    }
+    taken |= {file.resolve(): "is read" for file in (*weights, *others)}
     for file in filter(None, outputs):
         if file.resolve() in taken:
             raise UserError(f"{file} {taken[file.resolve()]}: name another file")

@@ -68,7 +68,7 @@ def read_results(file: Path, truths: dict[str, GroundTruth]) -> ResultsByList:
     refuse_other_units(file, results, truth)
     if missing := len(images) - len({result["image_id"] for result in results}):
         print(f"{file}: {missing} of {len(images)} frames have no result")
-    if not any("file_name" in result for result in results):
+    if results and not any("file_name" in result for result in results):
         print(
             f"{file}: no result names its file; image ids are taken as positions in the list, "
             f"from 0 ({images[0]})"

@@ -29,7 +29,7 @@ SWAPPED = "boxes whose corners are swapped, left out"
 EMPTY = "boxes without width or height, left out"
 SWAPPED_AT_MOST = 0.05  # of all boxes; if they are more, the columns mean something else
 LARGEST_SHARE = 1.5  # a box may reach a bit beyond its picture
-LEAST_BOXES = 20  # fewer are too few to judge by
+ENOUGH_BOXES = 20  # fewer are too few to judge by
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def refuse_swapped_corners(labels: Path, found: Annotations) -> None:
     """Raise `UserError` if many boxes end before they begin."""
     swapped, total = found.counts[SWAPPED], found.counts[SWAPPED] + found.counts[EMPTY]
     total += sum(map(len, found.boxes.values()))
-    if swapped > SWAPPED_AT_MOST * total:
+    if swapped > max(1, SWAPPED_AT_MOST * total):
         raise UserError(
             f"{labels}: {swapped} of {total} boxes end before they begin: corners are swapped, or "
             "they are x y width height: convert them"
@@ -321,7 +321,7 @@ def refuse_corners_as_sizes(file: Path, found: Annotations) -> None:
     middle of their pictures too, but then the boxes are within their pictures.
     """
     boxes = [(key, one.corners) for key, several in found.boxes.items() for one in several]
-    if len(boxes) < LEAST_BOXES:
+    if len(boxes) < ENOUGH_BOXES:
         return
     if not all(x1 - x0 > x0 and y1 - y0 > y0 for _, (x0, y0, x1, y1) in boxes):
         return

@@ -233,6 +233,11 @@ def class_groups(classes: list[str] | tuple[str, ...]) -> list[list[str]]:
     return groups
 
 
+def sets_of_names(classes: list[str] | tuple[str, ...]) -> list[set[str]]:
+    """The label classes of each entry of `--classes`, in whatever order within it."""
+    return [set(group) for group in class_groups(classes)]
+
+
 def ignored_patterns(ignore: list[str] | None) -> tuple[str, ...]:
     """The label classes that `--ignore` names, as patterns.
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,7 +52,7 @@ class FrameCache:
     def __getstate__(self) -> dict:
         """What is sent to a new process, which maps the file itself."""
         state = dict(vars(self))
-        del state["frames"], state["checksums"], state["in_use"]
+        del state["frames"], state["checksums"]
         return state
 
     def __setstate__(self, state: dict) -> None:
@@ -61,12 +60,12 @@ class FrameCache:
         self._map_file()
 
     def _map_file(self) -> None:
-        # A disk that was full leaves a shorter file.
-        if not self.file.is_file() or self.file.stat().st_size < self.bytes:
-            self._make_file()
         try:
-            self.in_use = locked(self.file) if self.kind == "ram" else None
-            content = np.memmap(self.file, np.uint8, "r+", shape=self.bytes)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            # The mapping keeps the lock until the process ends.
+            with open_in_use(self.file) if self.kind == "ram" else self.file.open("a+b") as file:
+                self._make_room(file)
+                content = np.memmap(file, np.uint8, "r+", shape=self.bytes)
         except OSError as error:
             raise UserError(
                 f"--cache {self.kind}: {self.file} cannot be used ({error.strerror}): remove it, "
@@ -76,27 +75,25 @@ class FrameCache:
         self.checksums = content[:start].view(np.uint32)
         self.frames = content[start:].reshape(self.shape)
 
-    def _make_file(self) -> None:
-        folder = self.file.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if (free := shutil.disk_usage(folder).free) < self.bytes:
-                raise UserError(
-                    f"--cache {self.kind} needs {self.bytes / 1e9:.1f} GB and {folder} has "
-                    f"{free / 1e9:.1f} GB: free some space, or choose another --cache"
-                )
-            # Another process may make the file at the same time: nothing in it is lost.
-            with self.file.open("ab") as file:
-                if hasattr(os, "posix_fallocate"):  # not on macOS
-                    # A full disk would kill the process that writes a mapped page.
-                    os.posix_fallocate(file.fileno(), 0, self.bytes)
-                else:
-                    file.truncate(self.bytes)
-        except OSError as error:
+    def _make_room(self, file: IO[bytes]) -> None:
+        """Make the file whole, if it is new or a full disk cut it off.
+
+        Another process may do it at the same time: nothing in the file is lost.
+        """
+        status = os.fstat(file.fileno())
+        if status.st_size >= self.bytes:
+            return
+        needed = self.bytes - 512 * status.st_blocks
+        if (free := shutil.disk_usage(self.file.parent).free) < needed:
             raise UserError(
-                f"--cache {self.kind}: {self.file} cannot be written ({error.strerror}): choose "
-                "another --cache"
-            ) from None
+                f"--cache {self.kind} needs {needed / 1e9:.1f} GB more and {self.file.parent} has "
+                f"{free / 1e9:.1f} GB: free some space, or choose another --cache"
+            )
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            # A full disk would kill the process that writes a mapped page.
+            os.posix_fallocate(file.fileno(), 0, self.bytes)
+        else:
+            file.truncate(self.bytes)
 
     def load(self, index: int) -> Tensor | None:
         """A stored frame; None if it is missing or damaged."""
@@ -116,23 +113,23 @@ class FrameCache:
             self.file.unlink(missing_ok=True)
 
 
-def locked(file: Path) -> IO[bytes]:
-    """The opened file, which says to other processes that it is in use."""
-    opened = file.open("rb")
-    fcntl.flock(opened, fcntl.LOCK_SH)
-    return opened
+def open_in_use(file: Path) -> IO[bytes]:
+    """The opened file, made if it is missing, with a lock that says that it is in use."""
+    while True:
+        opened = file.open("a+b")
+        fcntl.flock(opened, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(opened.fileno()), file.stat()):
+                return opened
+        opened.close()  # another process removed it just before the lock
 
 
-def remove_abandoned(caches: Iterable[Path]) -> None:
-    """Remove files that no process uses, as SIGKILL leaves them: they would keep the memory.
-
-    A file that was just made may not be locked yet.
-    """
-    for file in caches:
-        with contextlib.suppress(OSError), file.open("rb") as content:  # removed meanwhile, in use
-            fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - file.stat().st_mtime > 60:
-                file.unlink()
+def remove_abandoned(files: Iterable[Path]) -> None:
+    """Remove files that no process uses, as SIGKILL leaves them: they would keep the memory."""
+    for file in files:
+        with contextlib.suppress(OSError), file.open("rb") as opened:  # in use, or removed already
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
 
 
 def folder_in_memory() -> Path:

@@ -245,5 +245,7 @@ def evenly_spaced(items: list[Item], count: int) -> list[Item]:
 
 
 def save_list(names: list[str], path: Path) -> None:
-    """Write a list of frame names."""
-    save_text("".join(f"{name}\n" for name in names), path)
+    """Write a list of frame names; one that has them already keeps its date."""
+    text = "".join(f"{name}\n" for name in names)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        save_text(text, path)

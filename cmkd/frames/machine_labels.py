@@ -137,8 +137,11 @@ def same_partition(journal: str, other: str) -> bool:
     return journal.partition("-of-")[2] == other.partition("-of-")[2]
 
 
-def refuse_disagreement(folder: Path) -> None:
-    """Raise `UserError` if the parts of a folder are by different weights or thresholds."""
+def refuse_disagreement(folder: Path) -> dict[str, dict[str, Any]]:
+    """The headers of a folder's parts.
+
+    Raises `UserError` if the parts are by different weights or thresholds.
+    """
     headers = read_record(folder).headers
     for name in MUST_AGREE:
         values = {journal: header[name] for journal, header in headers.items()}
@@ -149,21 +152,22 @@ def refuse_disagreement(folder: Path) -> None:
                     f"{folder}: {first} and {journal} have different {name}: label that part "
                     "again with the same options and --relabel"
                 )
+    return headers
 
 
-def refuse_other_classes(folder: Path, classes: list[str]) -> None:
-    """Raise `UserError` if labels are of other classes than `classes`, which would be background.
+def refuse_unfit_labels(folder: Path, classes: list[str]) -> None:
+    """Raise `UserError` for machine labels that a network of these classes must not learn from.
 
-    More classes than those are no harm.
+    Their parts disagree, or they lack a class, which would be learned as background. More classes
+    are no harm.
     """
-    for journal, header in read_record(folder).headers.items():
-        labelled = [set(group) for group in header["settings"]["classes"]]
+    for journal, header in refuse_disagreement(folder).items():
+        labelled = header["settings"]["classes"]
         for group in class_groups(classes):
-            if set(group) not in labelled:
-                found = " ".join(",".join(one) for one in header["settings"]["classes"])
+            if set(group) not in map(set, labelled):
                 raise UserError(
-                    f"{folder / journal}: these labels are of {found}, and not of "
-                    f"{','.join(group)}: label with a network of these --classes"
+                    f"{folder / journal}: these labels are of {' '.join(map(','.join, labelled))}, "
+                    f"and not of {','.join(group)}: label with a network of these --classes"
                 )
 
 

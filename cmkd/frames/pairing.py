@@ -111,7 +111,7 @@ def find_pairs(
     counts = Counter()
     for what, files in (
         ("RGB pictures without a partner, left out", alone),
-        ("pictures that --pair matches neither way, left out", unmatched),
+        ("pictures that are in no pair, because --pair does not match them", unmatched),
     ):
         counts[what] = sum(file not in partners for file in files)
     if rgb.resolve() != second.resolve():
@@ -158,15 +158,20 @@ def find_pair(name: str, by_alias: dict[str, Pair]) -> Pair | None:
     called = [name, meaningful(name)]
     if name.startswith(("/", "../")) or name[1:3] == ":/":
         # Where the folder of the pictures begins in such a path is not known.
-        parts = name.split("/")
-        called += ["/".join(parts[start:]) for start in range(1, len(parts) - 1)]
-        parts = meaningful(name).split("/")
-        called += ["/".join(parts[start:]) for start in range(1, len(parts) - 1)]
+        called += [*tails(name), *tails(meaningful(name))]
     for one in called:
         if one in by_alias:
             return by_alias[one]
     pair = by_alias.get(base_name(name))
-    return None if pair and pair.has_folder and "/" in meaningful(name) else pair
+    if pair and pair.has_folder and "/" in meaningful(name):
+        return None
+    return pair
+
+
+def tails(path: str) -> list[str]:
+    """A path without its first folders, the longest first; one folder stays at least."""
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(1, len(parts) - 1)]
 
 
 def find_listed(line: str, by_alias: dict[str, Pair]) -> Pair | None:

@@ -74,7 +74,7 @@ def is_coloured(image: Image.Image) -> bool:
 
     By more than the noise of a grey picture that was saved as a JPEG.
     """
-    if bits_of(image) == 16 or image.mode in ("1", "L", "LA"):
+    if image.mode.startswith("I") or image.mode in ("1", "L", "LA"):
         return False
     values = np.asarray(image.convert("RGB"))
     difference = values.max(axis=2) - values.min(axis=2)

@@ -127,8 +127,8 @@ def read(file: Path) -> dict[str, Any]:
 def checkpoint_error(file: Path, reason: str) -> UserError:
     """The error for a whole file that does not fit this run."""
     return UserError(
-        f"{file} is not a training checkpoint of this run ({reason}): remove it to start anew, or "
-        "choose another --run-dir"
+        f"{file} is not a training checkpoint of this run ({reason}): remove {file.parent} and the "
+        "weights to start anew, or choose another --run-dir and --out"
     )
 
 
@@ -213,6 +213,11 @@ def refuse_other_arguments(run_dir: Path, before: dict[str, Any], now: dict[str,
     for name, value in now.items():
         # The run's version may not have had an option.
         started_with = before.get(name, ADDED_OPTIONS.get(name, value))
+        if started_with != value and name == "teacher_sha256":
+            raise UserError(
+                f"{run_dir} was started with other weights in {now['teacher']}: restore them, or "
+                "start a new run with another --run-dir and --out"
+            )
         if started_with != value:
             raise UserError(
                 f"{run_dir} was started with {name} {started_with}, not {value}: pass the same, or "

@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import tempfile
+import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,6 +80,28 @@ def id_of(run_dir: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
+def claim_on(weights: Path) -> Claim | None:
+    """The claim on a weights file, if there is one. Raises `UserError`."""
+    file = claim_file(weights)
+    if not file.is_file():
+        return None
+    try:
+        content = read_json(file, "remove it")
+        content.pop("renewed", None)  # of earlier versions
+        return Claim(**content)
+    except (TypeError, AttributeError):
+        raise UserError(f"{file} is no claim of a run: remove it") from None
+
+
+def may_be_written(weights: Path) -> bool:
+    """Whether a run is probably still training a weights file. Raises `UserError`."""
+    other = claim_on(weights)
+    if other is None:
+        return False
+    # No file is made to compare clocks, because the folder may be another user's.
+    return not other.is_void(time.time() - claim_file(weights).stat().st_mtime)
+
+
 def claim(weights: Path, run_dir: Path, minutes: float) -> None:
     """Claim a weights file for a run, or renew its claim.
 
@@ -86,18 +109,12 @@ def claim(weights: Path, run_dir: Path, minutes: float) -> None:
     always take it, on another machine too.
     """
     own, file = id_of(run_dir), claim_file(weights)
-    if file.is_file():
-        try:
-            content = read_json(file, "remove it")
-            content.pop("renewed", None)  # of earlier versions
-            other = Claim(**content)
-        except (TypeError, AttributeError):
-            raise UserError(f"{file} is no claim of a run: remove it") from None
-        if other.run_id != own and not other.is_void(age_of(file)):
-            raise UserError(
-                f"{weights} is being written by the run {other.run_dir} (process {other.process} "
-                f"on {other.host.split()[0]}): choose another --out; if it is dead, remove {file}"
-            )
+    other = claim_on(weights)
+    if other and other.run_id != own and not other.is_void(age_of(file)):
+        raise UserError(
+            f"{weights} is being written by the run {other.run_dir} (process {other.process} on "
+            f"{other.host.split()[0]}): choose another --out; if it is dead, remove {file}"
+        )
     ours = Claim(own, str(run_dir.resolve()), this_host(), os.getpid(), minutes)
     save_json(asdict(ours), file)
 

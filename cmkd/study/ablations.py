@@ -219,7 +219,10 @@ def main() -> None:
         for seed in args.seeds:
             pair = variant_jobs(name, variant, seed, args, records)
             training_of[name, seed], test_of[name, seed] = pair
-    refuse_other_labels(training_of, args, variants)
+    for (name, seed), train in training_of.items():
+        for weights in (weights_file(args.study, seed, variants[name].network), train.makes):
+            if weights.is_file():
+                refuse_other_val_list(weights)
     jobs = [job for key in test_of for job in (training_of[key], test_of[key])]
     failed = run_jobs(jobs, args.study / "ablations", args.side_by_side)
 
@@ -242,19 +245,6 @@ def main() -> None:
             rows.append(variant_row(name, figures[name]))
     print_and_save(markdown_table(rows), figures, args.json)
     report_failures(failed, len(jobs))
-
-
-def refuse_other_labels(
-    training_of: dict[tuple[str, int], Job], args: argparse.Namespace, variants: dict[str, Variant]
-) -> None:
-    """Raise `UserError` for a finished run that was chosen on another validation list than now."""
-    known: dict[str, str] = {}
-    for (name, seed), train in training_of.items():
-        data = Path(option_value(train.arguments, "--data"))
-        val_list = option_value(train.arguments, "--val-list")
-        for weights in (weights_file(args.study, seed, variants[name].network), train.makes):
-            if weights.is_file():
-                refuse_other_val_list(weights, data, val_list, known)
 
 
 def finished_folders(

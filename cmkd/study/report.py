@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,12 @@ def write_results(study: Study, out: Path) -> str:
 def read_runs(study: Study) -> Runs:
     """All runs that can be read; a warning names the others."""
     runs: Runs = {}
-    known: dict[str, str] = {}
     for name, by_seed in study.runs.items():
         runs[name] = {}
         for seed, (folder, weights) in by_seed.items():
             try:
                 one_run = read_run(folder, weights, study)
-                refuse_other_val_list(weights, study.data, study.val_list, known)
+                refuse_other_val_list(weights)
                 runs[name][seed] = one_run
             except UserError as error:
                 warn(f"{folder} is left out: {error}")
@@ -154,24 +154,33 @@ def read_detections(file: Path, data: Path, list_name: str) -> Results:
     return results
 
 
-def refuse_other_val_list(weights: Path, data: Path, val_list: str, known: dict[str, str]) -> None:
+def refuse_other_val_list(weights: Path) -> None:
     """Raise `UserError` for weights that were chosen on another validation list than there is now.
 
-    That is one of other frames or labels. `known` collects the list's fingerprints by classes,
-    because they take seconds for a long list.
+    That is one of other frames or labels. Weights of earlier versions do not say on which.
     """
     settings = read_settings(weights)
     if "val_fingerprint" not in settings:
         return
-    classes, ignore = settings["classes"], settings["ignore"]
-    key = f"{classes} {ignore}"
-    if key not in known:
-        known[key] = SeeingThroughFog(data, val_list, "rgb", classes, ignore).fingerprint
-    if settings["val_fingerprint"] != known[key]:
+    file = list_file(Path(settings["arguments"]["data"]), settings["arguments"]["val_list"])
+    if not file.is_file():  # the folder was moved
+        return
+    ignore = settings["ignore"]
+    ignore = ignore if ignore is None else tuple(ignore)
+    if settings["val_fingerprint"] != fingerprint_of(file, tuple(settings["classes"]), ignore):
         raise UserError(
-            f"{weights} was chosen on other frames or labels than {list_file(data, val_list)} has "
-            "now: restore them, or begin a new study with another --out"
+            f"{weights} was chosen on other frames or labels than {file} has now: restore them, or "
+            "begin a new study with another --out"
         )
+
+
+@cache
+def fingerprint_of(file: Path, classes: tuple[str, ...], ignore: tuple[str, ...] | None) -> str:
+    """The fingerprint of a list; computed once, because it takes seconds if the list is long."""
+    frames = SeeingThroughFog(
+        file.parent, file.stem, "rgb", classes, ignore if ignore is None else list(ignore)
+    )
+    return frames.fingerprint
 
 
 def tested_truth(data: Path, list_name: str, classes: list[str], ignore: list[str]) -> GroundTruth:

@@ -41,6 +41,7 @@ from cmkd.study.jobs import (
     Job,
     Records,
     evaluation_job,
+    newest_in,
     option_value,
     option_words,
     read_study_records,
@@ -293,10 +294,14 @@ def main() -> None:
             "unlabelled first"
         )
     data, val_list, test_list = tested_lists(args, records)
-    known: dict[str, str] = {}
     for name in names:
         for seed in args.seeds:
-            refuse_other_val_list(weights_file(args.study, seed, name), data, val_list, known)
+            refuse_other_val_list(weights_file(args.study, seed, name))
+            scores = args.study / f"seed{seed}/{name}/scores.json"
+            if newest_in(list_file(data, test_list)) > scores.stat().st_mtime:
+                raise UserError(
+                    f"{scores} is older than {test_list} or its labels: run reproduce.py again"
+                )
     by_day: dict[str, list[float]] = {}
     if NIGHTS in records:
         jobs = day_jobs(args, records, names)
