@@ -164,8 +164,8 @@ def training_parser(name: str, description: str | None) -> NetworkParser:
         "--stem",
         choices=["reinit", "inflate"],
         default="reinit",
-        help="first convolution: new, or the pretrained RGB kernels with their mean for each gated "
-        "channel; with --init none there are none to keep (published: reinit, for RGB too)",
+        help="first convolution: new, or a camera's pretrained kernels, and their mean for the "
+        "other camera; with --init none there are none to keep (published: reinit, for RGB too)",
     )
     parser.add_argument(
         "--min-size", type=at_least(1), default=500, help="shorter side in px (published: 500)"
