@@ -108,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     outputs = [args.out, args.html]
     if args.images:
         outputs.append(args.out / DETECTIONS_FILE)
-    weights = args.compare or args.features or ([] if args.curves else [args.weights])
+    weights = args.compare or args.features or ([args.weights] if args.weights else [])
     refuse_replacing(outputs, weights, args.curves or ())
     return args
 

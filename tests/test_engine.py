@@ -256,7 +256,7 @@ def test_bad_state_is_named(one_frame, tmp_path, change):
     before = last.read_bytes()
     with pytest.raises(UserError) as error:
         run_fit(one_frame, tmp_path, Seer({1}), epochs=2, resume=True)
-    expected = r".*run/last.pth is not a training checkpoint.*: remove it to start anew.*"
+    expected = r".*run/last.pth is not a training checkpoint.*: remove its folder and the weights.*"
     assert re.fullmatch(expected, str(error.value))
     assert last.read_bytes() == before
 

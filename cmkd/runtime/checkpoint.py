@@ -127,7 +127,7 @@ def read(file: Path) -> dict[str, Any]:
 def checkpoint_error(file: Path, reason: str) -> UserError:
     """The error for a whole file that does not fit this run."""
     return UserError(
-        f"{file} is not a training checkpoint of this run ({reason}): remove {file.parent} and the "
+        f"{file} is not a training checkpoint of this run ({reason}): remove its folder and the "
         "weights to start anew, or choose another --run-dir and --out"
     )
 
