@@ -444,8 +444,6 @@ def begin_run(
         # starts anew.
         elif weights.is_file() or not (options.resume and log_file.is_file()):
             checkpoint.refuse_overwriting(run_dir, weights, options.resume)
-            if options.resume:
-                print(f"--resume: {run_dir} has no run yet, so it starts here")
         for file in (weights, log_file):
             refuse_unwritable(file)
         checkpoint.remove_unfinished_files(run_dir, weights)
